@@ -1,0 +1,20 @@
+"""The one exception that a person is meant to read."""
+
+
+class UserError(Exception):
+    """A mistake that its user can mend.
+
+    Its message says what happened, what was expected, how to mend it, and what was received. The programs
+    print it without a traceback.
+    """
+
+    def __str__(self) -> str:
+        """Return the message alone.
+
+        A DataLoader worker raises it again with the worker's whole traceback in front of the message.
+        """
+        return super().__str__().rsplit(f"{type(self).__name__}: ", maxsplit=1)[-1].strip()
+
+
+class ImageError(UserError):
+    """A file that cannot be read as one picture."""

@@ -1,0 +1,105 @@
+"""One image file in, RGB pixels out: the only way in which histo_pl reads and resizes a picture."""
+
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from histo_pl.errors import ImageError
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+# What resizing means, by the name that a checkpoint carries. Another algorithm gets another name.
+RESIZE = "pillow-bilinear-antialias"
+
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+
+def read_rgb(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image file as it is meant to be seen.
+
+    JPEG (grayscale, CMYK, progressive), PNG (palette, alpha, 16-bit), TIFF, BMP and WebP. The EXIF orientation
+    is applied, transparency is laid over white, 16 bits a channel become 8.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Pixels of shape (H, W, 3), RGB in [0, 255].
+
+    Raises:
+        ImageError: The file does not exist, is no image, is damaged, or claims more pixels than Pillow deems
+            safe (`PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    return np.array(_open_rgb(path))
+
+
+def read_tile(path: str | Path, size: int) -> Tensor:
+    """Read an image file at the size of a network's input.
+
+    The whole picture is squeezed into a square, as Keras's `target_size` does, by Pillow's bilinear filter,
+    which averages over the shrunken area (antialias).
+
+    Args:
+        path: The file.
+        size: Side of the square in pixels.
+
+    Returns:
+        uint8 tensor of shape (3, size, size), RGB in [0, 255].
+
+    Raises:
+        ImageError: As `read_rgb`.
+    """
+    image = _open_rgb(path)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _open_rgb(path: str | Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no such file. Expected an image. Received: {path}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"This file is no image that can be read. Expected one of {', '.join(EXTENSIONS)}. Received: {path}"
+        ) from error
+    except _BOMBS as error:
+        raise ImageError(
+            f"This image claims more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a decompression bomb does. "
+            f"Cut it into tiles first. Received: {path}"
+        ) from error
+    except _DAMAGE as error:
+        raise ImageError(
+            f"This image cannot be decoded ({error}). Replace the file or take it out of the folder. Received: {path}"
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, expected 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        return _sixteen_bit_to_rgb(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:
+    """Scale 0..65535 to 0..255: Pillow's own conversion clips at 255 instead."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:  # noqa: PLR2004
+        raise ValueError("its pixels go beyond 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,250 @@
+"""Which tile belongs to training, validation and test: pure, seeded, the same on every machine."""
+
+import csv
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from histo_pl.errors import UserError
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
+COLUMNS = ("path", "class", "case", "split")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image file of a data set.
+
+    Attributes:
+        path: Relative to the data set's root, with forward slashes.
+        class_name: The class folder it lies in.
+        case: The patient it was taken from, empty where that is unknown.
+    """
+
+    path: str
+    class_name: str
+    case: str = ""
+
+    @property
+    def group(self) -> str:
+        """What must not be torn apart: the case, or the tile itself where the case is unknown."""
+        return self.case or self.path
+
+
+def case_of(path: str, group_regex: str | None) -> str:
+    r"""Read the case out of a tile's path.
+
+    Args:
+        path: Relative to the root, with forward slashes.
+        group_regex: Searched in `path`; its first group is the case, or the whole match if it has none.
+            None: cases are unknown.
+
+    Returns:
+        The case, empty where cases are unknown.
+
+    Raises:
+        UserError: The expression is not valid or does not match.
+    """
+    if group_regex is None:
+        return ""
+    try:
+        match = re.search(group_regex, path)
+    except re.error as error:
+        raise UserError(
+            f"data.group_regex is no valid regular expression ({error}). Received: {group_regex}"
+        ) from error
+    case = match and match.group(min(1, match.re.groups))
+    if not case:
+        raise UserError(
+            f"data.group_regex finds no case in a tile's path. Expected one in every path. "
+            f"Received: {group_regex} and {path}"
+        )
+    return case
+
+
+def hold_out(tiles: Sequence[Tile], fraction: float, seed: int, name: str) -> set[str]:
+    """Choose the groups of tiles to put aside, stratified by class.
+
+    Groups come in the order of a hash of seed and group, so neither the machine nor a library's random
+    numbers matter. One is put aside if that brings the classes' shares nearer to `fraction`.
+
+    Args:
+        tiles: The tiles to choose from.
+        fraction: Share of each class's tiles to put aside, in (0, 1).
+        seed: Any integer.
+        name: What the held-out tiles are for; two names choose independently.
+
+    Returns:
+        The chosen values of `Tile.group`: at least one for each class, and never all of a class's.
+
+    Raises:
+        UserError: A class has too few groups.
+    """
+    sizes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for tile in tiles:
+        sizes[tile.group][tile.class_name] += 1
+    totals = sum(sizes.values(), Counter[str]())
+    missing = {class_name: fraction * count for class_name, count in totals.items()}
+    chosen: set[str] = set()
+
+    def put_aside(group: str) -> None:
+        chosen.add(group)
+        for class_name, count in sizes[group].items():
+            missing[class_name] -= count
+
+    def gain(group: str) -> float:
+        """How much nearer the classes' shares come to the fraction."""
+        return sum(
+            (abs(missing[name]) - abs(missing[name] - count)) / totals[name] for name, count in sizes[group].items()
+        )
+
+    order = sorted(sizes, key=lambda group: _hash(f"{seed}:{name}:{group}"))
+    for group in order:
+        if gain(group) > 1e-9:  # noqa: PLR2004  (0.2 * 10 is not quite 2)
+            put_aside(group)
+    for class_name in totals:
+        if not any(sizes[group][class_name] for group in chosen):
+            put_aside(min((g for g in order if sizes[g][class_name]), key=lambda g: sizes[g][class_name]))
+    _check_remainder(sizes, chosen, totals)
+    return chosen
+
+
+def _check_remainder(sizes: Mapping[str, Counter[str]], chosen: set[str], totals: Iterable[str]) -> None:
+    for class_name in totals:
+        if not any(count[class_name] for group, count in sizes.items() if group not in chosen):
+            groups = sum(bool(count[class_name]) for count in sizes.values())
+            raise UserError(
+                f"There are too few tiles or cases to split. Expected at least three of each class, one each "
+                f"for training, validation and test. Received: {groups} left of class {class_name}"
+            )
+
+
+def split_tiles(
+    tiles: Sequence[Tile], *, val_fraction: float, test_fraction: float | None, seed: int
+) -> dict[str, Part]:
+    """Give every tile its part: first the test tiles, then a share of the rest for validation.
+
+    Args:
+        tiles: All tiles.
+        val_fraction: Share of the tiles left after the test set, in (0, 1).
+        test_fraction: Share of all tiles, in (0, 1); None leaves no tile to the test.
+        seed: Any integer.
+
+    Returns:
+        The part of each path.
+
+    Raises:
+        UserError: A fraction is out of range, or a class has too few tiles or cases.
+    """
+    _check_fraction("data.val_fraction", val_fraction)
+    test: set[str] = set()
+    if test_fraction is not None:
+        _check_fraction("data.test_fraction", test_fraction)
+        test = hold_out(tiles, test_fraction, seed, "test")
+    rest = [tile for tile in tiles if tile.group not in test]
+    val = hold_out(rest, val_fraction, seed, "val")
+
+    def part(group: str) -> Part:
+        return "test" if group in test else "val" if group in val else "train"
+
+    return {tile.path: part(tile.group) for tile in tiles}
+
+
+def check_no_overlap(tiles: Iterable[Tile], parts: Mapping[str, Part]) -> None:
+    """Refuse a split that has one case on two sides.
+
+    Args:
+        tiles: All tiles.
+        parts: The part of each path.
+
+    Raises:
+        UserError: Names a case, its parts, and how many cases are torn apart.
+    """
+    seen: defaultdict[str, set[Part]] = defaultdict(set)
+    for tile in tiles:
+        seen[tile.group].add(parts[tile.path])
+    torn = sorted(group for group, where in seen.items() if len(where) > 1)
+    if torn:
+        raise UserError(
+            f"The split has tiles of one case on two sides, which inflates every result. "
+            f"Expected each case in one part. Received: case {torn[0]} in {', '.join(sorted(seen[torn[0]]))} "
+            f"({len(torn)} such cases)"
+        )
+
+
+def write_split(file: Path, tiles: Iterable[Tile], parts: Mapping[str, Part]) -> None:
+    """Write a split as CSV with the columns path, class, case and split, ordered by path.
+
+    Args:
+        file: Where to write.
+        tiles: All tiles.
+        parts: The part of each path.
+    """
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for tile in sorted(tiles, key=lambda tile: tile.path):
+            writer.writerow((tile.path, tile.class_name, tile.case, parts[tile.path]))
+
+
+def read_split(file: Path, tiles: Iterable[Tile]) -> dict[str, Part]:
+    """Read a split that `write_split`, or a person, wrote.
+
+    Args:
+        file: CSV with at least the columns path and split (train, val or test).
+        tiles: The tiles found on disk; the file must name each of them, and no others.
+
+    Returns:
+        The part of each path.
+
+    Raises:
+        UserError: The file is missing or malformed, or it and the folder differ.
+    """
+    parts = dict(_rows(file))
+    paths = {tile.path for tile in tiles}
+    for path in sorted(parts.keys() ^ paths):
+        what = "is in the folder but not in the split" if path in paths else "is in the split but not on disk"
+        raise UserError(
+            f"data.split_file does not fit the folder: {path} {what} "
+            f"({len(parts.keys() ^ paths)} such tiles). Mend the file, or split afresh without it. "
+            f"Received: {file}"
+        )
+    return parts
+
+
+def _rows(file: Path) -> Iterable[tuple[str, Part]]:
+    if not file.is_file():
+        raise UserError(f"data.split_file does not exist. Expected a split.csv. Received: {file}")
+    with file.open(newline="", encoding="utf-8") as stream:
+        rows = csv.DictReader(stream)
+        if not {"path", "split"} <= set(rows.fieldnames or ()):
+            raise UserError(
+                f"data.split_file lacks a column. Expected path and split. Received: {file} with the columns "
+                f"{', '.join(rows.fieldnames or ())}"
+            )
+        for row in rows:
+            if row["split"] not in PARTS:
+                raise UserError(
+                    f"data.split_file has an unknown part in line {rows.line_num}. "
+                    f"Expected train, val or test. Received: {row['split']}"
+                )
+            yield row["path"], row["split"]
+
+
+def fingerprint(parts: Mapping[str, Part]) -> str:
+    """Return 64 hexadecimal digits that two splits share only if every tile has the same part in both."""
+    return _hash("\n".join(f"{path}\t{part}" for path, part in sorted(parts.items())))
+
+
+def _check_fraction(key: str, fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise UserError(f"{key} is out of range. Expected more than 0 and less than 1. Received: {fraction}")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,279 @@
+"""A folder of tiles as Lightning's data module."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Sampler, Subset
+
+from histo_pl.data.classes import find_positive_class
+from histo_pl.data.splits import (
+    PARTS,
+    Part,
+    Tile,
+    case_of,
+    check_no_overlap,
+    fingerprint,
+    read_split,
+    split_tiles,
+    write_split,
+)
+from histo_pl.data.tiles import (
+    AugmentedTiles,
+    Sample,
+    SequentialShare,
+    ShuffledSampler,
+    TileFolder,
+    Transform,
+    is_image,
+)
+from histo_pl.errors import UserError
+
+MAX_WORKERS = 8  # beyond which one GPU gains little, and memory is lost
+
+
+class HistologyDataModule(L.LightningDataModule):
+    """Tiles of two classes, split by seed, a case's tiles kept together.
+
+    Two layouts: `root/train/<class>` with `root/test/<class>`, or `root/<class>`, of which `test_fraction`
+    becomes the test set first. Either way `val_fraction` of what is left validates.
+
+    Args:
+        root: The folder.
+        image_size: Side of the network's input in pixels; every tile is squeezed to it.
+        batch_size: Tiles a batch and device.
+        augment: Applied to each training tile, a uint8 tensor (3, S, S), and only to those. None: nothing.
+        name: What the data set is called in results and checkpoints; None: the folder's name.
+        positive_class: The folder that means malignant; None: found by its name.
+        group_regex: Finds the case in a tile's path, see `splits.case_of`; None: cases are unknown.
+        split_file: A `split.csv` to use instead of drawing a split.
+        val_fraction: Share of the tiles left after the test set, in (0, 1).
+        test_fraction: Share of all tiles, in (0, 1), where the folder has no test set of its own.
+        seed: Decides the split, the order and the augmentation.
+        num_workers: Processes that read tiles; None: one a processor core, at most 8.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        *,
+        image_size: int = 224,
+        batch_size: int = 32,
+        augment: Transform | None = None,
+        name: str | None = None,
+        positive_class: str | None = None,
+        group_regex: str | None = None,
+        split_file: str | Path | None = None,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        if root is None:
+            raise UserError("The folder of tiles is missing. Say it with data.root=FOLDER. Received: nothing")
+        self.root = Path(root)
+        self.name = name or self.root.resolve().name
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.augment = augment
+        self.chosen_positive_class = positive_class
+        self.group_regex = group_regex
+        self.split_file = split_file
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.seed = seed
+        self.num_workers = _default_workers() if num_workers is None else num_workers
+        self.tiles: list[Tile] = []
+        self.parts: dict[str, Part] = {}
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the tiles were drawn by a program."""
+        return False
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the tiles, name the positive class and split; a second call changes nothing.
+
+        Args:
+            stage: Lightning's; every stage needs the whole split.
+
+        Raises:
+            UserError: The folder, its classes, its cases or the split file are not as expected.
+        """
+        if self.tiles:
+            return
+        self._folders = self._open_folders()
+        classes = self._folders[0].classes
+        self.positive_class = find_positive_class(classes, self.chosen_positive_class)
+        self.negative_class = next(name for name in classes if name != self.positive_class)
+        for folder in self._folders:
+            folder.positive_class = self.positive_class
+        by_folder = [self._tiles_in(folder) for folder in self._folders]
+        self.tiles = [tile for tiles in by_folder for tile in tiles]
+        self.parts = self._split(by_folder)
+        check_no_overlap(self.tiles, self.parts)
+        self._check_classes_in_parts()
+        self._datasets = {part: self._dataset(part, by_folder) for part in PARTS}
+
+    def write_split(self, file: Path) -> None:
+        """Write the split as CSV, for `split_file` to take back.
+
+        Args:
+            file: Where to write.
+        """
+        write_split(file, self.tiles, self.parts)
+
+    def facts(self) -> dict[str, Any]:
+        """Describe the data in plain values, as checkpoints and results carry it.
+
+        Returns:
+            name, synthetic, root, the class names, for each part the tiles, malignant tiles and cases (None
+            where unknown), and the split's fingerprint.
+        """
+        return {
+            "name": self.name,
+            "synthetic": self.is_synthetic,
+            "root": str(self.root),
+            "negative_class": self.negative_class,
+            "positive_class": self.positive_class,
+            "parts": {part: self._counts(part) for part in PARTS},
+            "split": fingerprint(self.parts),
+        }
+
+    def other_files(self) -> list[str]:
+        """List the visible files below the root that are no images and so take no part.
+
+        Returns:
+            Paths relative to the root, in order.
+        """
+        files = (file for file in self.root.rglob("*") if file.is_file() and not file.name.startswith("."))
+        return sorted(str(file.relative_to(self.root)) for file in files if not is_image(str(file)))
+
+    def part_paths(self, part: Part) -> list[Path]:
+        """List a part's files.
+
+        Args:
+            part: train, val or test.
+
+        Returns:
+            One path a tile, below the root as it was given, in order.
+        """
+        return [self.root / tile.path for tile in self.tiles if self.parts[tile.path] == part]
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return shuffled, augmented training tiles."""
+        tiles = self._datasets["train"]
+        sampler = ShuffledSampler(len(tiles), self.seed, *self._place())
+        augmented = AugmentedTiles(tiles, self.augment or _unchanged, self.seed)
+        return self._loader(augmented, sampler)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Return the validation tiles in order, never augmented."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return the test tiles in order, never augmented."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, part: Part) -> DataLoader[Sample]:
+        tiles = self._datasets[part]
+        return self._loader(tiles, SequentialShare(len(tiles), *self._place()))
+
+    def _loader(self, tiles: "AugmentedTiles | Subset[Sample]", sampler: Sampler[int]) -> DataLoader[Sample]:
+        return DataLoader(
+            tiles,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """This process among all, and their number: the samplers share the tiles out themselves."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _open_folders(self) -> list[TileFolder]:
+        if not self.root.is_dir():
+            raise UserError(
+                f"The folder of tiles does not exist. Expected a folder with two class folders, "
+                f"or with train and test. Mend data.root. Received: {self.root}"
+            )
+        halves = [self.root / name for name in ("train", "test")]
+        if not any(half.is_dir() for half in halves):
+            return [TileFolder(self.root, self.image_size)]
+        self._check_halves()
+        train, test = (TileFolder(half, self.image_size) for half in halves)
+        if train.classes != test.classes:
+            raise UserError(
+                f"train and test must hold the same two class folders. "
+                f"Received: {', '.join(train.classes)} and {', '.join(test.classes)}"
+            )
+        return [train, test]
+
+    def _check_halves(self) -> None:
+        found = {folder.name for folder in self.root.iterdir() if folder.is_dir() and folder.name[0] not in "._"}
+        if found != {"train", "test"}:
+            raise UserError(
+                f"A folder with train or test in it must hold these two and no others: validation tiles are "
+                f"drawn from train. To split a single folder use data.root={self.root / 'train'}. "
+                f"Received: {self.root} with {', '.join(sorted(found))}"
+            )
+
+    def _tiles_in(self, folder: TileFolder) -> list[Tile]:
+        tiles = []
+        for file, class_index in folder.samples:
+            path = Path(file).relative_to(self.root).as_posix()
+            tiles.append(Tile(path, folder.classes[class_index], case_of(path, self.group_regex)))
+        return tiles
+
+    def _split(self, by_folder: Sequence[list[Tile]]) -> dict[str, Part]:
+        if self.split_file is not None:
+            return read_split(Path(self.split_file), self.tiles)
+        own_test = len(by_folder) > 1
+        parts = split_tiles(
+            by_folder[0],
+            val_fraction=self.val_fraction,
+            test_fraction=None if own_test else self.test_fraction,
+            seed=self.seed,
+        )
+        if own_test:
+            parts.update((tile.path, "test") for tile in by_folder[1])
+        return parts
+
+    def _check_classes_in_parts(self) -> None:
+        for part in PARTS:
+            classes = {tile.class_name for tile in self.tiles if self.parts[tile.path] == part}
+            if len(classes) < 2:  # noqa: PLR2004
+                raise UserError(
+                    f"Every part of the split needs tiles of both classes. "
+                    f"Received: {part} with {', '.join(classes) or 'no tiles'}"
+                )
+
+    def _dataset(self, part: Part, by_folder: Sequence[list[Tile]]) -> "Subset[Sample]":
+        """The part's tiles; only a split file draws one part from both folders."""
+        chosen = [
+            Subset(folder, [i for i, tile in enumerate(tiles) if self.parts[tile.path] == part])
+            for folder, tiles in zip(self._folders, by_folder, strict=True)
+        ]
+        joined = torch.utils.data.ConcatDataset(chosen)
+        return Subset(joined, range(len(joined)))
+
+    def _counts(self, part: Part) -> dict[str, int | None]:
+        tiles = [tile for tile in self.tiles if self.parts[tile.path] == part]
+        classes = Counter(tile.class_name for tile in tiles)
+        cases = len({tile.case for tile in tiles}) if self.group_regex else None
+        return {"tiles": len(tiles), "malignant": classes[self.positive_class], "cases": cases}
+
+
+def _unchanged(image: torch.Tensor) -> torch.Tensor:
+    return image
+
+
+def _default_workers() -> int:
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,0 +1,193 @@
+"""Folders of tiles as data sets, and the order and the random numbers with which they are drawn."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.datasets import ImageFolder
+
+from histo_pl.errors import UserError
+from histo_pl.images import EXTENSIONS, read_tile
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class Sample(TypedDict):
+    """One tile on its way to the network.
+
+    Attributes:
+        image: uint8 of shape (3, S, S), RGB in [0, 255].
+        label: 1 for malignant, 0 for benign.
+        path: The file, as the folder was named.
+    """
+
+    image: Tensor
+    label: int
+    path: str
+
+
+class TileFolder(ImageFolder):
+    """torchvision's `ImageFolder` of two classes whose samples carry their path.
+
+    Args:
+        root: Folder with one folder a class.
+        image_size: Side of a sample in pixels.
+
+    Raises:
+        UserError: There are not exactly two class folders with images in them.
+    """
+
+    def __init__(self, root: Path, image_size: int) -> None:
+        self.image_size = image_size
+        self.positive_class = ""
+        try:
+            super().__init__(str(root), is_valid_file=is_image)
+        except FileNotFoundError as error:
+            raise UserError(f"A class folder has no images. Received: {root} ({error})") from error
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """List the class folders, leaving out hidden ones.
+
+        Args:
+            directory: The data set's root.
+
+        Returns:
+            The two names in alphabetical order, and each name's place in it.
+        """
+        folders = Path(directory).iterdir() if Path(directory).is_dir() else ()
+        names = sorted(f.name for f in folders if f.is_dir() and not f.name.startswith((".", "__")))
+        if len(names) != 2:  # noqa: PLR2004
+            raise UserError(
+                f"A folder of tiles must hold two class folders, such as benign and malignant. "
+                f"Received: {directory} with {len(names)} ({', '.join(names[:5]) or 'none'})"
+            )
+        return names, {name: index for index, name in enumerate(names)}
+
+    def __getitem__(self, index: int) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Read one tile.
+
+        Args:
+            index: Place in `samples`.
+
+        Returns:
+            The tile, its label and its path.
+
+        Raises:
+            ImageError: The file cannot be read.
+        """
+        path, class_index = self.samples[index]
+        return Sample(
+            image=read_tile(path, self.image_size),
+            label=int(self.classes[class_index] == self.positive_class),
+            path=path,
+        )
+
+
+def is_image(path: str) -> bool:
+    """Return whether a file's name is an image's, and not hidden (as macOS's `._x.png` are)."""
+    file = Path(path)
+    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+
+
+class AugmentedTiles(Dataset[Sample]):
+    """Tiles with an augmentation drawn afresh for every tile and epoch.
+
+    The random numbers depend on seed, epoch and tile alone: neither the number of workers and devices nor a
+    stop and resume between epochs changes a pixel.
+
+    Args:
+        tiles: Samples without augmentation.
+        transform: From a uint8 tensor (3, S, S) to another; draws from PyTorch's default generator.
+        seed: Any integer.
+    """
+
+    def __init__(self, tiles: Dataset[Sample], transform: Transform, seed: int) -> None:
+        self.tiles = tiles
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.tiles)  # pyright: ignore[reportArgumentType]
+
+    def __getitem__(self, draw: int) -> Sample:
+        """Read and augment one tile.
+
+        Args:
+            draw: epoch * len(self) + index, as `ShuffledSampler` counts.
+
+        Returns:
+            The augmented sample.
+        """
+        sample = self.tiles[draw % len(self)]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(stable_seed(self.seed, "augment", draw))
+            sample["image"] = self.transform(sample["image"])
+        return sample
+
+
+class ShuffledSampler(Sampler[int]):
+    """Every tile once an epoch, in an order that seed and epoch decide, shared among the devices.
+
+    The devices' shares are of one length, as their gradients need: the first tiles of the epoch's order
+    fill up the last shares. It yields draws, epoch * length + index, so that a worker knows the epoch too.
+
+    Args:
+        length: Number of tiles.
+        seed: Any integer.
+        rank: This process, from 0.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.length = length
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) that the next pass draws; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of draws in this process's share."""
+        return -(-self.length // self.world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this process's draws of the epoch."""
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for place in range(self.rank, len(self) * self.world_size, self.world_size):
+            yield self.epoch * self.length + order[place % self.length]
+
+
+class SequentialShare(Sampler[int]):
+    """Every world_size-th tile, in order and without padding: all processes together see each tile once.
+
+    Args:
+        length: Number of tiles.
+        rank: This process, from 0.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        """Return the number of tiles in this process's share."""
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices of this process's share."""
+        return iter(self.indices)
+
+
+def stable_seed(seed: int, purpose: str, number: int) -> int:
+    """Mix a run's seed with a purpose and a counter into an independent seed in [0, 2**63)."""
+    digest = hashlib.sha256(f"{seed}:{purpose}:{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

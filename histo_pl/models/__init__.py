@@ -1,0 +1,6 @@
+"""Batches of bytes to logits. Nothing here but `classifier` and `collapse` needs Lightning."""
+
+from histo_pl.models.keras_cnn import KerasCNN
+from histo_pl.models.network import build_network, to_probability
+
+__all__ = ["KerasCNN", "build_network", "to_probability"]

@@ -1,0 +1,98 @@
+"""The notebook's network."""
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from histo_pl.errors import UserError
+
+CHANNELS = (32, 64, 128)
+ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
+MIN_IMAGE_SIZE = 22  # three times a 3x3 convolution and a halving leave one pixel
+
+
+class KerasCNN(nn.Module):
+    """Three 3x3 convolutions with max-pooling, a dense layer, one logit: 126,053,953 parameters at 512 px.
+
+    Layers bear Keras's names. Weights start as Keras's do (`glorot_uniform`, Glorot and Bengio 2010; zero
+    biases), which PyTorch's own defaults do not. Keras applies ReLU before pooling: the two commute, and
+    pooling first leaves ReLU a quarter of the work.
+
+    Args:
+        image_size: Side of the square input in pixels, at least 22.
+        dense_units: Width of the hidden dense layer.
+        dense_activation: What follows that layer. The notebook has sigmoid.
+
+    Raises:
+        UserError: The image is too small, or the activation unknown.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 512,
+        dense_units: int = 256,
+        dense_activation: Literal["sigmoid", "relu"] = "sigmoid",
+    ) -> None:
+        super().__init__()
+        if image_size < MIN_IMAGE_SIZE:
+            raise UserError(
+                f"The image is too small for three convolutions. Expected data.image_size of at least "
+                f"{MIN_IMAGE_SIZE}. Received: {image_size}"
+            )
+        if dense_activation not in ACTIVATIONS:
+            raise UserError(
+                f"model.dense_activation is unknown. Expected {' or '.join(ACTIVATIONS)}. Received: {dense_activation}"
+            )
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        channels, side = 3, image_size
+        for suffix, width in zip(("", "_1", "_2"), CHANNELS, strict=True):
+            layers[f"conv2d{suffix}"] = nn.Conv2d(channels, width, kernel_size=3)
+            layers[f"max_pooling2d{suffix}"] = nn.MaxPool2d(2)
+            layers[f"relu{suffix}"] = nn.ReLU()
+            channels, side = width, (side - 2) // 2
+        self.features = nn.Sequential(layers)  # (B, 3, S, S) -> (B, 128, side, side)
+        self.dense = nn.Linear(channels * side * side, dense_units)
+        self.activation = ACTIVATIONS[dense_activation]()
+        self.dense_1 = nn.Linear(dense_units, 1)
+        self.apply(_initialise_as_keras)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            images: float of shape (B, 3, S, S) in [0, 1].
+
+        Returns:
+            Logits of shape (B,); positive means malignant.
+        """
+        return self.dense_1(self.activation(self._pre_activation(images))).squeeze(1)
+
+    def frozen_units(self, images: Tensor, least_slope: float = 1e-6) -> float:
+        """Measure how much of the dense layer has stopped learning.
+
+        Args:
+            images: float of shape (B, 3, S, S) in [0, 1].
+            least_slope: Activations with a smaller derivative count as frozen; the slope of a sigmoid is at
+                most 0.25.
+
+        Returns:
+            Share in [0, 1] of units and images whose activation is frozen.
+        """
+        with torch.no_grad():
+            before = self._pre_activation(images).float()
+        with torch.enable_grad():
+            before.requires_grad_()
+            (slope,) = torch.autograd.grad(self.activation(before).sum(), before)
+        return (slope < least_slope).float().mean().item()
+
+    def _pre_activation(self, images: Tensor) -> Tensor:
+        return self.dense(self.features(images).flatten(1))
+
+
+def _initialise_as_keras(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,51 @@
+"""A network from plain values: what a checkpoint stores is what builds it again."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from histo_pl.errors import UserError
+from histo_pl.models.keras_cnn import KerasCNN
+from histo_pl.models.preprocessing import UnitRange
+
+# A closed list, so that opening a stranger's checkpoint can build these and nothing else.
+BACKBONES: dict[str, type[nn.Module]] = {"keras_cnn": KerasCNN}
+
+
+def build_network(spec: Mapping[str, Any]) -> nn.Sequential:
+    """Build preprocessing and backbone as one module, from bytes to logits.
+
+    Args:
+        spec: `name` of the backbone and its keyword arguments.
+
+    Returns:
+        A module with the parts `preprocessing` and `backbone`; uint8 (B, 3, S, S) to logits (B,).
+
+    Raises:
+        UserError: The name or an argument is unknown.
+    """
+    arguments = dict(spec)
+    name = arguments.pop("name", None)
+    if name not in BACKBONES:
+        raise UserError(f"The network is unknown. Expected one of {', '.join(BACKBONES)}. Received: {name}")
+    try:
+        backbone = BACKBONES[name](**arguments)
+    except TypeError as error:
+        raise UserError(f"The network {name} does not take these arguments ({error}). Received: {arguments}") from error
+    return nn.Sequential(OrderedDict(preprocessing=UnitRange(), backbone=backbone))
+
+
+def to_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Turn logits into probabilities of malignancy: the one place where the sigmoid stands.
+
+    Args:
+        logits: Any shape.
+        temperature: Positive; above 1 makes the network less sure (Guo et al. 2017).
+
+    Returns:
+        float32 of the same shape in [0, 1].
+    """
+    return torch.sigmoid(logits.float() / temperature)

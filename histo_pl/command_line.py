@@ -1,0 +1,88 @@
+"""What a command line needs beside Hydra: names typed as they are, and errors of one line."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from histo_pl.errors import UserError
+
+LITERAL_KEYS = (
+    "ckpt",
+    "data.group_regex",
+    "data.positive_class",
+    "data.root",
+    "data.split_file",
+    "img",
+    "out",
+    "resume",
+)
+
+
+def quote_literals(arguments: Sequence[str], environment: dict[str, str]) -> list[str]:
+    """Quote the values of path-like keys for Hydra's grammar, in which `,()[]{}=:` and spaces mean something.
+
+    A value that is quoted already, or is null, is left alone. In a multirun, where a comma separates values
+    to sweep over, only what exists as a path is quoted.
+
+    Args:
+        arguments: The command line without the program's name.
+        environment: `os.environ`. Lightning starts the other processes of a distributed run with arguments
+            that are quoted already, and sets LOCAL_RANK.
+
+    Returns:
+        The arguments for Hydra.
+    """
+    if "LOCAL_RANK" in environment:
+        return list(arguments)
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    return [_quote_argument(argument, multirun) for argument in arguments]
+
+
+def _quote_argument(argument: str, multirun: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or key.lstrip("+") not in LITERAL_KEYS or value == "null":
+        return argument
+    exists = Path(value).exists()
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if not exists and (quoted or multirun):
+        return argument
+    return f"{key}={quote(value)}"
+
+
+def quote(value: str) -> str:
+    """Write a text as a quoted string of Hydra's grammar.
+
+    Backslashes count double only before a quote or at the end; `${` would begin an interpolation.
+
+    Args:
+        value: Any text.
+
+    Returns:
+        The text in single quotes, escaped.
+    """
+    escaped, backslashes = "", 0
+    for character in value:
+        if character == "'":
+            escaped += "\\" * (backslashes + 1)
+        escaped += character
+        backslashes = backslashes + 1 if character == "\\" else 0
+    escaped += "\\" * backslashes
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with a `UserError`'s message alone; other exceptions keep their traceback.
+
+    Raises:
+        SystemExit: With the message, exit status 1.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:  # Hydra wraps what a constructor raises
+            if isinstance(cause, UserError):
+                raise SystemExit(f"Error: {cause}") from None
+            cause = cause.__cause__
+        raise

@@ -1,0 +1,7 @@
+"""A checkpoint and image files to an opinion. Needs PyTorch and Pillow alone, so that it starts fast."""
+
+from histo_pl.inference.checkpoint import TrainedModel, find_checkpoint, load_model
+from histo_pl.inference.predictor import Prediction, Predictor
+from histo_pl.inference.run import predict
+
+__all__ = ["Prediction", "Predictor", "TrainedModel", "find_checkpoint", "load_model", "predict"]

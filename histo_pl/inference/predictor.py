@@ -1,0 +1,107 @@
+"""A trained model's opinion on image files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from histo_pl.errors import ImageError, UserError
+from histo_pl.images import read_tile
+from histo_pl.inference.checkpoint import TrainedModel
+from histo_pl.models import to_probability
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one file.
+
+    Attributes:
+        file: The file, as it was named.
+        probability: Of malignancy, in [0, 1]; None if the file could not be read.
+        label: Malignant or Benign; None if the file could not be read.
+        error: Why the file could not be read; None if it could.
+        trained_on: The name of the data that trained the model.
+    """
+
+    file: str
+    probability: float | None
+    label: str | None
+    error: str | None
+    trained_on: str
+
+    def row(self) -> dict[str, str | float | None]:
+        """Return the attributes as a row of a table."""
+        return asdict(self)
+
+
+class Predictor:
+    """Asks a trained model about image files.
+
+    Args:
+        model: What `load_model` returns.
+        device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
+        batch_size: Files a batch.
+
+    Raises:
+        UserError: There is no such device, or the batch size is below 1.
+    """
+
+    def __init__(self, model: TrainedModel, device: str = "auto", batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size is too small. Expected at least 1. Received: {batch_size}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.network = model.network.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"This device cannot be used. Expected auto or cpu. Received: {device}") from error
+        self.model = model
+        self.device = device
+        self.batch_size = batch_size
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Compute probabilities of malignancy.
+
+        Args:
+            images: uint8 of shape (B, 3, S, S), RGB in [0, 255], at the model's image size.
+
+        Returns:
+            float32 of shape (B,) in [0, 1], on the CPU.
+        """
+        logits = self.network(images.to(self.device))
+        return to_probability(logits, self.model.temperature).cpu()
+
+    def predict(self, files: Sequence[Path]) -> Iterator[Prediction]:
+        """Answer for each file, in order; one that cannot be read gets its error as its answer.
+
+        Args:
+            files: Image files.
+
+        Yields:
+            One prediction a file.
+        """
+        for start in range(0, len(files), self.batch_size):
+            yield from self._predict_batch(files[start : start + self.batch_size])
+
+    def _predict_batch(self, files: Sequence[Path]) -> Iterator[Prediction]:
+        tiles = [self._read(file) for file in files]
+        readable = [tile for tile in tiles if isinstance(tile, Tensor)]
+        answers = iter(self.probabilities(torch.stack(readable)).tolist() if readable else ())
+        for file, tile in zip(files, tiles, strict=True):
+            yield (self._failure(file, tile) if isinstance(tile, ImageError) else self._answer(file, next(answers)))
+
+    def _read(self, file: Path) -> Tensor | ImageError:
+        try:
+            return read_tile(file, self.model.image_size)
+        except ImageError as error:
+            return error
+
+    def _answer(self, file: Path, probability: float) -> Prediction:
+        label = "Malignant" if probability > self.model.threshold else "Benign"
+        return Prediction(str(file), probability, label, None, self.model.trained_on)
+
+    def _failure(self, file: Path, error: ImageError) -> Prediction:
+        return Prediction(str(file), None, None, str(error), self.model.trained_on)

@@ -1,0 +1,46 @@
+"""What predict.py does, callable from Python."""
+
+import sys
+from pathlib import Path
+
+from histo_pl.errors import UserError
+from histo_pl.inference.checkpoint import find_checkpoint, load_model
+from histo_pl.inference.files import find_images
+from histo_pl.inference.predictor import Predictor
+from histo_pl.inference.table import check_format, format_table, write_table
+
+
+def predict(
+    ckpt: str | None, img: str | None, out: str | None = None, device: str = "auto", batch_size: int = 32
+) -> int:
+    """Print a table of predictions, and write it if asked.
+
+    Args:
+        ckpt: A checkpoint's path, or `latest`.
+        img: An image file, a folder or a pattern.
+        out: A .csv or .json file to write.
+        device: See `Predictor`.
+        batch_size: Files a batch.
+
+    Returns:
+        The exit status: 0, or 1 if any file could not be read.
+
+    Raises:
+        UserError: An argument is missing or wrong, or a single file was asked for and cannot be read.
+    """
+    checkpoint, files = find_checkpoint(ckpt), find_images(img)
+    if out is not None:
+        check_format(Path(out))
+    predictor = Predictor(load_model(checkpoint), device, batch_size)
+    predictions = list(predictor.predict(files))
+    errors = [p.error for p in predictions if p.error]
+    if errors and len(files) == 1:
+        raise UserError(errors[0])
+    print(format_table(predictions))
+    if out is not None:
+        write_table(predictions, Path(out))
+    if predictor.model.data["synthetic"]:
+        print(f"Trained on the {predictor.model.trained_on}: it knows nothing of real tissue.", file=sys.stderr)
+    if errors:
+        print(f"{len(errors)} of {len(files)} files could not be read.", file=sys.stderr)
+    return int(bool(errors))

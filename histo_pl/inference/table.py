@@ -1,0 +1,65 @@
+"""Predictions as a table for a person, or as a file for a program."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from histo_pl.errors import UserError
+from histo_pl.inference.predictor import Prediction
+
+FORMATS = (".csv", ".json")
+
+
+def format_table(predictions: Sequence[Prediction]) -> str:
+    """Lay predictions out in the columns file, probability and label.
+
+    Args:
+        predictions: At least one.
+
+    Returns:
+        Lines of text; a file that could not be read has its error in place of a label.
+    """
+    width = max(len("file"), *(len(_printable(p.file)) for p in predictions))
+    lines = [f"{'file':<{width}}  probability  label"]
+    for p in predictions:
+        probability = "" if p.probability is None else f"{p.probability:.4f}"
+        lines.append(f"{_printable(p.file):<{width}}  {probability:>11}  {p.label or f'ERROR: {p.error}'}")
+    return "\n".join(lines)
+
+
+def check_format(file: Path) -> None:
+    """Refuse a file of predictions that is neither CSV nor JSON, before any work is done.
+
+    Args:
+        file: The file to write later.
+
+    Raises:
+        UserError: Its name ends otherwise, or its folder does not exist.
+    """
+    if file.suffix.lower() not in FORMATS:
+        raise UserError(f"out must end in {' or '.join(FORMATS)}. Received: {file}")
+    if not file.parent.is_dir():
+        raise UserError(f"The folder of out does not exist. Expected one that does. Received: {file}")
+
+
+def write_table(predictions: Sequence[Prediction], file: Path) -> None:
+    """Write predictions with all their attributes: CSV with a header, or JSON, a list of objects.
+
+    Args:
+        predictions: What to write.
+        file: Ends in .csv or .json.
+    """
+    rows = [prediction.row() for prediction in predictions]
+    if file.suffix.lower() == ".json":
+        file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Prediction)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,75 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from histo_pl.errors import UserError
+from histo_pl.inference import find_checkpoint, load_model
+from histo_pl.models import build_network
+from histo_pl.models.classifier import TileClassifier
+
+
+def test_a_checkpoint_holds_all_that_a_prediction_needs_in_plain_values(trained: Path) -> None:
+    contents = torch.load(trained / "best.ckpt", weights_only=True)
+    facts = contents["hyper_parameters"]
+    assert facts["network"] == {
+        "name": "keras_cnn",
+        "image_size": 32,
+        "dense_units": 256,
+        "dense_activation": "sigmoid",
+    }
+    assert facts["classes"] == ["benign", "malignant"]
+    assert facts["data"]["name"] == "synthetic demo"
+    assert facts["data"]["synthetic"]
+    assert len(facts["data"]["split"]) == 64
+    assert "optimizer_states" not in contents
+
+
+def test_the_loaded_network_answers_as_lightnings_module(trained: Path) -> None:
+    model = load_model(trained / "best.ckpt")
+    peer = TileClassifier.load_from_checkpoint(trained / "best.ckpt", weights_only=True).eval()
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(model.network(images), peer(images).detach())
+    assert not any(p.requires_grad or p.is_meta for p in model.network.parameters())
+
+
+def test_best_and_last_both_load(trained: Path) -> None:
+    best, last = load_model(trained / "best.ckpt"), load_model(trained / "last.ckpt")
+    assert best.data == last.data
+    assert best.threshold == 0.5
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "tensor", "another", "pickle", "resize"])
+def test_another_file_is_refused_in_one_line(tmp_path: Path, trained: Path, kind: str) -> None:
+    file = tmp_path / "x.ckpt"
+    if kind == "text":
+        file.write_text("no checkpoint")
+    elif kind == "empty":
+        file.touch()
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), file)
+    elif kind == "another":
+        torch.save({"state_dict": build_network({"name": "keras_cnn", "image_size": 22}).state_dict()}, file)
+    elif kind == "pickle":
+        torch.save({"state_dict": {"harm": os.system}}, file)
+    else:
+        contents = torch.load(trained / "best.ckpt", weights_only=True)
+        contents["hyper_parameters"]["resize"] = "another"
+        torch.save(contents, file)
+    with pytest.raises(UserError) as caught:
+        load_model(file)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_latest_is_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run yet"):
+        find_checkpoint("latest")
+    for age, name in enumerate(("multirun/d/t/0", "outputs/d/u", "outputs/d/t")):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "best.ckpt").touch()
+        os.utime(folder / "best.ckpt", (1e9 - age, 1e9 - age))
+    assert find_checkpoint("latest") == Path("multirun/d/t/0/best.ckpt")

@@ -1,0 +1,166 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from histo_pl.errors import UserError
+from histo_pl.inference import Predictor, load_model, predict
+from histo_pl.inference.files import find_images
+from tests.conftest import BREAKHIS, ROOT, draw_image
+
+ODD_NAME = "odd, name (1) = [x] 'q' é.png"
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """Three readable images, an unreadable one, and a file that is no image."""
+    folder = tmp_path / "tiles"
+    for number, name in enumerate(("b.png", "deep/er/a.JPG", ODD_NAME)):
+        draw_image(folder / name, seed=number, size=(40, 30))
+    (folder / "damaged.png").write_bytes(b"\x89PNG\r\n")
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def run_program(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "predict.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_files_of_a_folder_and_of_patterns(tiles: Path) -> None:
+    names = [str(file.relative_to(tiles)) for file in find_images(str(tiles))]
+    assert names == sorted(["b.png", "deep/er/a.JPG", ODD_NAME, "damaged.png"], key=Path)
+    assert find_images(f"{tiles}/**/*.JPG") == [tiles / "deep/er/a.JPG"]
+    assert find_images(f"{tiles}/notes.txt") == [tiles / "notes.txt"]
+
+
+def test_an_existing_name_wins_over_its_pattern(tmp_path: Path) -> None:
+    draw_image(tmp_path / "x.png")
+    draw_image(tmp_path / "[x].png")
+    assert find_images(f"{tmp_path}/[x].png") == [tmp_path / "[x].png"]
+    (tmp_path / "[x].png").unlink()
+    assert find_images(f"{tmp_path}/[x].png") == [tmp_path / "x.png"]
+
+
+def test_batches_and_order_do_not_change_an_answer(trained: Path, tiles: Path) -> None:
+    files = find_images(str(tiles))
+    answers = [list(Predictor(load_model(trained / "best.ckpt"), "cpu", size).predict(files)) for size in (1, 3)]
+    for one, other in zip(*answers, strict=True):
+        assert (one.file, one.label, one.error) == (other.file, other.label, other.error)
+        assert one.probability == pytest.approx(other.probability, abs=1e-6)
+    damaged = next(answer for answer in answers[0] if "damaged" in answer.file)
+    assert damaged.probability is None
+    assert damaged.label is None
+    assert "no image" in str(damaged.error)
+
+
+def test_a_label_follows_the_checkpoints_threshold(trained: Path, tiles: Path) -> None:
+    from dataclasses import replace
+
+    model = load_model(trained / "best.ckpt")
+    file = tiles / "b.png"
+    (answer,) = Predictor(model, "cpu").predict([file])
+    assert answer.probability is not None
+    for threshold, label in ((answer.probability, "Benign"), (answer.probability - 1e-4, "Malignant")):
+        (again,) = Predictor(replace(model, threshold=threshold), "cpu").predict([file])
+        assert again.label == label
+
+
+def test_temperature_softens(trained: Path) -> None:
+    from dataclasses import replace
+
+    model = load_model(trained / "best.ckpt")
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    sharp = Predictor(model, "cpu").probabilities(images)
+    soft = Predictor(replace(model, temperature=4.0), "cpu").probabilities(images)
+    assert torch.allclose(torch.logit(soft) * 4, torch.logit(sharp), atol=1e-5)
+
+
+@pytest.mark.parametrize("extension", ["csv", "json"])
+def test_predictions_are_written_for_programs(trained: Path, tiles: Path, tmp_path: Path, extension: str) -> None:
+    out = tmp_path / f"out.{extension}"
+    assert predict(str(trained / "best.ckpt"), str(tiles), str(out)) == 1
+    if extension == "json":
+        rows = json.loads(out.read_text())
+    else:
+        with out.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert set(rows[0]) == {"file", "probability", "label", "error", "trained_on"}
+    assert {row["trained_on"] for row in rows} == {"synthetic demo"}
+    assert sum(bool(row["error"]) for row in rows) == 1
+    assert str(tiles / ODD_NAME) in {row["file"] for row in rows}
+
+
+def test_mistakes_are_told_before_any_work(trained: Path, tiles: Path, tmp_path: Path) -> None:
+    ckpt, img = str(trained / "best.ckpt"), str(tiles)
+    for arguments, message in (
+        ((None, img), "checkpoint is missing"),
+        ((ckpt, None), "image is missing"),
+        ((ckpt, str(tmp_path / "*.gif")), "There is no image"),
+        ((ckpt, img, "x.txt"), "out must end in"),
+        ((ckpt, img, str(tmp_path / "no" / "x.csv")), "folder of out"),
+        ((ckpt, img, None, "tpu"), "device"),
+        ((ckpt, img, None, "cpu", 0), "batch_size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict(*arguments)
+
+
+def test_program_answers_for_an_odd_name_and_leaves_nothing_behind(trained: Path, tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "outputs" / "d" / "t").mkdir(parents=True)
+    shutil.copy(trained / "best.ckpt", tmp_path / "outputs" / "d" / "t")
+    before = sorted(tmp_path.rglob("*"))
+    shutil.copy(tiles / ODD_NAME, tmp_path / ODD_NAME)
+    done = run_program(tmp_path, "ckpt=latest", f"img={ODD_NAME}")
+    assert done.returncode == 0, done.stderr
+    header, row = done.stdout.splitlines()
+    assert header.split() == ["file", "probability", "label"]
+    assert row.startswith(ODD_NAME)
+    assert row.split()[-1] in {"Benign", "Malignant"}
+    assert "synthetic demo" in done.stderr
+    (tmp_path / ODD_NAME).unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("ckpt={ckpt}",),
+        ("ckpt={ckpt}", "img=/no/such.png"),
+        ("ckpt={text}", "img={text}"),
+        ("ckpt={ckpt}", "img={text}"),
+    ],
+    ids=["nothing", "no image", "wrong path", "text as checkpoint", "text as image"],
+)
+def test_program_tells_a_mistake_in_one_line(trained: Path, tiles: Path, arguments: tuple[str, ...]) -> None:
+    filled = [a.format(ckpt=trained / "best.ckpt", text=tiles / "notes.txt") for a in arguments]
+    done = run_program(tiles, *filled)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Received: " in done.stderr
+
+
+@pytest.mark.skipif(not BREAKHIS.is_dir(), reason="the BreakHis tiles are not beside this repository")
+def test_a_real_tile_gets_an_answer(trained: Path) -> None:
+    file = next(BREAKHIS.rglob("*.png"))
+    (answer,) = Predictor(load_model(trained / "best.ckpt"), "cpu").predict([file])
+    assert answer.label in {"Benign", "Malignant"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_name_that_is_no_unicode_is_printed(trained: Path, tmp_path: Path) -> None:
+    file = draw_image(tmp_path / "x.png").rename(os.fsdecode(bytes(tmp_path) + b"/\xff.png"))
+    done = run_program(tmp_path, f"ckpt={trained / 'best.ckpt'}", f"img={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "\\xff" in done.stdout or "udcff" in done.stdout
+    assert file.exists()

@@ -1,0 +1,64 @@
+"""Every file of conf/ is composed, instantiated and commented."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from histo_pl.models import build_network
+from tests.conftest import ROOT, compose_config
+
+CONF = ROOT / "conf"
+CHOICES = sorted(
+    f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name not in ("hydra",)
+)
+NEEDS = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_makes_what_it_names(choice: str, tmp_path: Path) -> None:
+    import histo_pl.training  # noqa: F401  (the resolver that the configuration uses)
+
+    if choice in NEEDS:
+        pytest.importorskip(NEEDS[choice])
+    config = compose_config("train", choice, f"run_dir={tmp_path}", "+data.root=x" if choice == "" else "data.root=x")
+    group = choice.partition("=")[0]
+    OmegaConf.to_container(config, resolve=True)
+    if group == "trainer":
+        config.trainer.accelerator = "cpu"  # no GPU is here
+        config.trainer.devices = 1
+    if group == "model":
+        build_network(config.model)
+    elif group in ("experiment", "debug"):
+        instantiate(config.data, augment=instantiate(config.augment))
+    elif group == "callbacks":
+        assert all(instantiate(callback) for callback in config.callbacks.values())
+    elif choice != "logger=wandb":  # it would log in
+        assert instantiate(config[group]) is not None
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_every_key_has_a_comment(file: Path) -> None:
+    """A leaf is commented on its line, a section on its line or by its leaves."""
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# "), "a first line that says what the file is for"
+    uncommented, in_block = [], None
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if in_block is not None and (indent > in_block or not line.strip()):
+            continue
+        in_block = indent if re.search(r": \|", line) else None
+        leaf = re.match(r"\s*(- )?([\w]+): *[^#\s&*]", line)
+        if leaf and leaf[2] not in ("_target_", "override") and "#" not in line and "override /" not in line:
+            uncommented.append(line)
+    assert not uncommented
+
+
+def test_the_seed_experiment_is_the_notebook() -> None:
+    config = compose_config("train", "experiment=seed", "data.root=x")
+    assert (config.data.image_size, config.data.batch_size, config.trainer.max_epochs) == (512, 32, 2)
+    assert (config.optim.lr, config.optim.eps, config.optim.base_fan_in) == (1e-3, 1e-7, None)
+    chosen = compose_config("train", "experiment=seed", "data=breakhis", "data.root=x")
+    assert chosen.data.name == "BreakHis"

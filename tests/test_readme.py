@@ -1,0 +1,84 @@
+"""Every command of the README is run, on tiny tiles; what needs a GPU runs on the processor instead."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from histo_pl.command_line import quote_literals
+from histo_pl.inference import predict
+from histo_pl.training import train
+from tests.conftest import ROOT, TINY, compose_config, draw_image
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("python ")]
+ON_THE_PROCESSOR = ("trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto")
+
+
+def arguments_of(command: str) -> list[str]:
+    return quote_literals(shlex.split(command, comments=True)[2:], {})
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """Tiles of ten patients whose names also suit BreakHis's expression."""
+    for letter, class_name in (("B", "benign"), ("M", "malignant")):
+        for number in range(20):
+            name = f"SOB_{letter}_A-14-{number % 5}{ord(letter)}AB-200-{number:03}_patient{number % 5}{letter}.png"
+            draw_image(tmp_path / "tiles" / class_name / name, number)
+    return tmp_path / "tiles"
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
+def test_train_commands(command: str, tiles: Path, trained: Path, tmp_path: Path) -> None:
+    arguments = [argument for argument in arguments_of(command) if not argument.startswith("resume=")]
+    own_tiles = (
+        [f"data.root={tiles}"]
+        if re.search("data=|experiment=", command)
+        else [f"data.root={tmp_path}", "data.cases=12", "data.tiles_per_case=2"]
+    )
+    tiny = [option for option in TINY if option != "trainer=cpu" or "trainer=" not in command]
+    if "-m" in arguments:
+        program = [sys.executable, str(ROOT / "train.py"), *arguments, *tiny, *own_tiles, *ON_THE_PROCESSOR]
+        subprocess.run(program, cwd=tmp_path, check=True, capture_output=True)
+        return
+    resume = [f"resume={trained / 'last.ckpt'}"] if "resume=" in command else []
+    if resume:
+        assert compose_config("train", *arguments, *resume).resume == str(trained / "last.ckpt")
+        return
+    config = compose_config("train", *arguments, *tiny, *own_tiles, *ON_THE_PROCESSOR, f"run_dir={tmp_path / 'run'}")
+    assert train(config)["test"]["tiles"] > 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python predict.py")])
+def test_predict_commands(command: str, trained: Path, tiles: Path, tmp_path: Path) -> None:
+    config = compose_config("predict", *arguments_of(command))
+    assert config.ckpt == "latest" or config.ckpt.endswith("best.ckpt")
+    out = str(tmp_path / config.out) if config.out else None
+    assert predict(str(trained / "best.ckpt"), str(tiles), out) == 0
+    assert out is None or Path(out).is_file()
+
+
+def test_every_command_is_of_a_kind_that_is_tested() -> None:
+    set_up = [line for line in LINES if line.startswith("pip install -e")]
+    assert set_up == [
+        "pip install -e . && python train.py trainer.max_epochs=20",
+        "pip install -e '.[test]' && pytest",
+    ]
+    known = ("python train.py", "python predict.py", "python -m venv", "pip install -e", "#")
+    assert [line for line in LINES if line and not line.startswith(known)] == []
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)", README))))
+def test_every_link_leads_to_a_file(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_the_tree_names_what_there_is() -> None:
+    tree = README[README.index("## How it is built") :]
+    for name in re.findall(r"^\s*(\w+\.py)\b", tree, re.MULTILINE):
+        assert any(ROOT.glob(f"**/{name}")), name

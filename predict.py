@@ -19,5 +19,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be Unicode
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     sys.argv[1:] = quote_literals(sys.argv[1:], dict(os.environ))
     main()  # pyright: ignore[reportCallIssue]  (Hydra brings the configuration)

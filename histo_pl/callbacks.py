@@ -1,6 +1,8 @@
 """What a training run watches and keeps."""
 
+import csv
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -22,7 +24,15 @@ class BestCheckpoint(ModelCheckpoint):
     """A `ModelCheckpoint` that, when a run goes on in another folder, takes the best weights along.
 
     Lightning's own forgets the best score as soon as the folder changes, and calls the next epoch the best.
+
+    Args:
+        resume: The last.ckpt that the run goes on from; its best weights lie beside it. None: a new run.
+        **options: As for `ModelCheckpoint`.
     """
+
+    def __init__(self, resume: str | None = None, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(**options)
+        self.resume = resume
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and, in the new folder, its weights.
@@ -33,8 +43,8 @@ class BestCheckpoint(ModelCheckpoint):
         Raises:
             UserError: The interrupted run's best weights are gone.
         """
-        if state_dict["best_model_path"] and state_dict["dirpath"] != self.dirpath:
-            old = Path(state_dict["best_model_path"])
+        if state_dict["best_model_path"] and self.resume and state_dict["dirpath"] != self.dirpath:
+            old = Path(self.resume).with_name(Path(state_dict["best_model_path"]).name)
             new = Path(str(self.dirpath)) / old.name
             _bring(old, new)
             state_dict = state_dict | {
@@ -75,13 +85,27 @@ class History(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs.append({"epoch": trainer.current_epoch, **metrics})
 
-    def best(self, metric: str) -> dict[str, float]:
-        """Return the epoch in which a metric was lowest, the first of equals.
+    def best(self, metric: str, mode: str) -> dict[str, float]:
+        """Return the epoch that `ModelCheckpoint` keeps: the first of the best, NaN being the worst.
 
         Args:
             metric: Such as `val/loss`.
+            mode: min or max.
         """
-        return min(self.epochs, key=lambda epoch: epoch[metric])
+        sign = 1 if mode == "min" else -1
+        return min(self.epochs, key=lambda epoch: math.inf if math.isnan(epoch[metric]) else sign * epoch[metric])
+
+    def write(self, file: Path) -> None:
+        """Write one row an epoch, epochs before a resume included.
+
+        Args:
+            file: The CSV to write; a logger's live table of the same name is replaced.
+        """
+        columns = ["epoch", *sorted({name for epoch in self.epochs for name in epoch} - {"epoch"})]
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epochs for a checkpoint."""
@@ -93,18 +117,15 @@ class History(Callback):
 
 
 class CollapseWarning(Callback):
-    """Says so, and why, when every validation tile gets the same probability.
-
-    Args:
-        least_spread: Largest minus smallest probability below which all count as one, in [0, 1].
+    """Logs `val/spread`, the largest minus the smallest probability, and says so, and why, when it vanishes.
 
     Attributes:
-        collapsed: Whether it was so at the end of the latest epoch.
+        least_spread: Below it all tiles count as having the same probability.
     """
 
-    def __init__(self, least_spread: float = 1e-5) -> None:
-        self.least_spread = least_spread
-        self.collapsed = False
+    least_spread = 1e-5
+
+    def __init__(self) -> None:
         self._probabilities: list[Tensor] = []
         self._images: Tensor | None = None
 
@@ -122,26 +143,31 @@ class CollapseWarning(Callback):
         self._images = batch["image"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare the epoch's probabilities, and warn."""
+        """Compare the epoch's probabilities (under DDP: those of this process), log and warn."""
         probabilities, self._probabilities = torch.cat(self._probabilities), []
-        spread = (probabilities.max() - probabilities.min()).item()
-        self.collapsed = len(probabilities) > 1 and spread < self.least_spread
-        if self.collapsed and trainer.is_global_zero:
+        spread = probabilities.max() - probabilities.min()
+        pl_module.log("val/spread", spread, sync_dist=True, reduce_fx="max")
+        if self.is_collapsed(spread.item()) and trainer.is_global_zero:
             log.warning(
-                "Epoch %d: the network has collapsed: all %d validation tiles got the probability %.4f. %s",
-                trainer.current_epoch,
-                len(probabilities),
+                "Epoch %d: the network has collapsed: every validation tile got the probability %.4f. %s",
+                trainer.current_epoch + 1,
                 probabilities[0].item(),
                 self._why(pl_module),
             )
 
+    @classmethod
+    def is_collapsed(cls, spread: float) -> bool:
+        """Return whether such a spread of probabilities is none; NaN is none too."""
+        return not spread >= cls.least_spread
+
     def _why(self, classifier: L.LightningModule) -> str:
         network: Any = classifier.network
-        if not isinstance(network.backbone, KerasCNN) or self._images is None:
-            return "A lower optim.lr often helps."
-        frozen = network.backbone.frozen_units(network.preprocessing(self._images))
-        return (
-            f"{frozen:.0%} of the dense layer's activations are frozen (slope below 1e-6), so nothing before "
-            f"them can learn. The first steps of Adam drove them there: the larger the image, the farther. "
-            f"optim=adam_width_scaled, the default, prevents it."
-        )
+        if isinstance(network.backbone, KerasCNN) and self._images is not None:
+            frozen = network.backbone.frozen_units(network.preprocessing(self._images))
+            if frozen > 0.5:  # noqa: PLR2004
+                return (
+                    f"{frozen:.0%} of the dense layer's activations are frozen (slope below 1e-6), so nothing before "
+                    f"them can learn. The first steps of Adam drove them there: the larger the image and optim.lr, the "
+                    f"farther. optim=adam_width_scaled, the default, prevents it at any image size."
+                )
+        return "The learning rate may be too high: try a lower optim.lr."

@@ -1,14 +1,15 @@
 """What a command line needs beside Hydra: names typed as they are, and errors of one line."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from histo_pl.errors import UserError
 
 LITERAL_KEYS = (
     "ckpt",
     "data.group_regex",
+    "data.name",
     "data.positive_class",
     "data.root",
     "data.split_file",
@@ -21,8 +22,8 @@ LITERAL_KEYS = (
 def quote_literals(arguments: Sequence[str], environment: dict[str, str]) -> list[str]:
     """Quote the values of path-like keys for Hydra's grammar, in which `,()[]{}=:` and spaces mean something.
 
-    A value that is quoted already, or is null, is left alone. In a multirun, where a comma separates values
-    to sweep over, only what exists as a path is quoted.
+    A value that is quoted already, or is null, is left alone. In a multirun a comma separates values to sweep
+    over, unless a path of that very name exists. A leading ~ means the home folder, as in a shell.
 
     Args:
         arguments: The command line without the program's name.
@@ -42,11 +43,12 @@ def _quote_argument(argument: str, multirun: bool) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.lstrip("+") not in LITERAL_KEYS or value == "null":
         return argument
-    exists = Path(value).exists()
+    exists = os.path.exists(value)  # noqa: PTH110  (Path.exists fails on a name that is too long)
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if not exists and (quoted or multirun):
+    sweep = multirun and "," in value and not key.endswith("group_regex")
+    if not exists and (quoted or sweep):
         return argument
-    return f"{key}={quote(value)}"
+    return f"{key}={quote(value if exists else str(os.path.expanduser(value)))}"  # noqa: PTH111
 
 
 def quote(value: str) -> str:

@@ -1,7 +1,8 @@
 """One image file in, RGB pixels out: the only way in which histo_pl reads and resizes a picture."""
 
-import struct
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,25 @@ EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RESIZE = "pillow-bilinear-antialias"
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+
+def find_files(folder: str | Path) -> Iterator[Path]:
+    """List the files below a folder, through links too, without those that are hidden or in hidden folders.
+
+    Args:
+        folder: Where to look.
+
+    Yields:
+        Paths that begin with `folder`, in order.
+    """
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def is_image(path: str | Path) -> bool:
+    """Return whether a file's name ends as an image's."""
+    return Path(path).suffix.lower() in EXTENSIONS
 
 
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:
@@ -79,7 +98,7 @@ def _open_rgb(path: str | Path) -> Image.Image:
             f"This image claims more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a decompression bomb does. "
             f"Cut it into tiles first. Received: {path}"
         ) from error
-    except _DAMAGE as error:
+    except Exception as error:  # Pillow lets many kinds through from damaged headers
         raise ImageError(
             f"This image cannot be decoded ({error}). Replace the file or take it out of the folder. Received: {path}"
         ) from error

@@ -7,12 +7,18 @@ import os
 import shlex
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -31,11 +37,9 @@ log = logging.getLogger(__name__)
 EXPECTED_WARNINGS = (
     r".*exists and is not empty.*",
     r".*does not have many workers.*",
-    r".*The number of training batches.*",
-    r".*isinstance\(treespec, LeafSpec\).*",
-    r".*sync_dist=True.*",
+    r"The number of training batches.*",
+    r"`isinstance\(treespec, LeafSpec\)`.*",
     r"The dirpath has changed.*",
-    r".*Using `DistributedSampler` with the dataloaders.*",
 )
 
 OmegaConf.register_new_resolver("share_of", lambda share, whole: math.ceil(share * whole), replace=True)
@@ -60,21 +64,27 @@ def train(config: DictConfig) -> dict[str, Any]:
     data: HistologyDataModule = instantiate(config.data, augment=instantiate(config.augment))
     data.setup()
     _announce(data)
-    resume = _resumable(config.resume, data)
+    _check_resumable(config.resume, config.model, data)
     classifier = _make_classifier(config, data)
-    history, collapse = History(), CollapseWarning()
-    trainer = _make_trainer(config, [history, collapse])
+    history = History()
+    trainer = _make_trainer(config, [history, CollapseWarning()])
+    keeper = _keeper(trainer)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, folder / "config.yaml", resolve=True)
         data.write_split(folder / "split.csv")
-    trainer.fit(classifier, data, ckpt_path=resume, weights_only=True)
-    best = _best_checkpoint(trainer)
-    trainer.test(classifier, data, ckpt_path=best, weights_only=True, verbose=False)
-    results = _results(trainer, classifier, data, history, collapse)
+    with _lightning_errors():
+        trainer.fit(classifier, data, ckpt_path=config.resume, weights_only=True)
+    if not history.epochs:
+        raise UserError(
+            f"Nothing was trained. Expected trainer.max_epochs of at least 1. Received: {trainer.max_epochs}"
+        )
+    trainer.test(classifier, data, ckpt_path=keeper.best_model_path, weights_only=True, verbose=False)
+    best = history.best(str(keeper.monitor), keeper.mode)
+    results = _results(trainer, classifier, data, best, len(history.epochs))
     results["run"] = {
         "folder": str(folder),
-        "checkpoint": str(folder / Path(best).name),
+        "checkpoint": str(folder / Path(keeper.best_model_path).name),
         "device": str(trainer.strategy.root_device),
         "processes": trainer.world_size,
         "seconds": round(time.monotonic() - started, 1),
@@ -105,74 +115,102 @@ def _make_trainer(config: DictConfig, watchers: list[L.Callback]) -> L.Trainer:
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
     if not config.trainer.enable_progress_bar:  # Lightning refuses a bar that is both given and switched off
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    return instantiate(
-        config.trainer,
-        callbacks=callbacks + watchers,
-        logger=instantiate(config.logger),
-        default_root_dir=config.run_dir,
-    )
+    with _lightning_errors():
+        trainer: L.Trainer = instantiate(
+            config.trainer,
+            callbacks=callbacks + watchers,
+            logger=instantiate(config.logger),
+            default_root_dir=config.run_dir,
+        )
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and trainer.world_size > 1:
+        raise UserError(
+            f"A sweep cannot use several processes: Lightning would start the whole sweep again in each. "
+            f"Sweep on one device, or start the runs one by one. Received: {trainer.world_size} processes"
+        )
+    return trainer
 
 
-def _resumable(path: str | None, data: HistologyDataModule) -> str | None:
-    """Refuse to go on with a run whose test tiles this run would train on."""
+@contextmanager
+def _lightning_errors() -> Iterator[None]:
+    """Tell the user's mistakes that Lightning finds, such as a GPU that is not there, as ours are told."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, MisconfigurationException | ModuleNotFoundError):
+            extra = " Extras are installed with pip install 'histo_pl[NAME]'." if isinstance(cause, ImportError) else ""
+            reason = " ".join(str(cause).split())
+            raise UserError(f"Lightning cannot run with this trainer, logger or callbacks: {reason}{extra}") from error
+        raise
+
+
+def _keeper(trainer: L.Trainer) -> BestCheckpoint:
+    """Return the callback that keeps the best weights, which the test needs."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, BestCheckpoint):
+            return callback
+    raise UserError("The test needs the best epoch's weights. Expected callbacks.best. Received: none")
+
+
+def _check_resumable(path: str | None, model: DictConfig, data: HistologyDataModule) -> None:
+    """Refuse to go on with a run whose test tiles this run would train on, or with another network."""
     if path is None:
-        return None
+        return
     if not Path(path).is_file():
         raise UserError(f"There is no checkpoint to resume from. Expected a last.ckpt. Received: resume={path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        split, optimizer = checkpoint["hyper_parameters"]["data"]["split"], checkpoint.get("optimizer_states")
+        facts, optimizer = checkpoint["hyper_parameters"], checkpoint.get("optimizer_states")
+        old_data, old_network = facts["data"], facts["network"]
     except Exception as error:
         raise UserError(f"This file is no checkpoint of histo_pl. Received: resume={path}") from error
     if not optimizer:
         raise UserError(
             f"This checkpoint has weights alone and cannot be resumed. Expected last.ckpt. Received: resume={path}"
         )
-    if split != data.facts()["split"]:
+    if old_data["name"] != data.name or old_network != OmegaConf.to_container(model, resolve=True):
+        raise UserError(
+            f"The checkpoint is of a run on other data or with another network. Repeat that run's settings "
+            f"({Path(path).with_name('config.yaml')}) and add resume=. Received: data {data.name}, "
+            f"network {dict(model)}; expected data {old_data['name']}, network {old_network}"
+        )
+    if old_data["split"] != data.facts()["split"]:
         raise UserError(
             f"The checkpoint was trained on another split of the tiles. Use its own: "
             f"data.split_file={Path(path).with_name('split.csv')}. Received: resume={path}"
         )
-    return path
-
-
-def _best_checkpoint(trainer: L.Trainer) -> str:
-    keeper = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
-    return keeper.best_model_path
 
 
 def _results(
-    trainer: L.Trainer,
-    classifier: TileClassifier,
-    data: HistologyDataModule,
-    history: History,
-    collapse: CollapseWarning,
+    trainer: L.Trainer, classifier: TileClassifier, data: HistologyDataModule, best: dict[str, float], epochs: int
 ) -> dict[str, Any]:
     (benign, wrongly_malignant), (missed, malignant) = classifier.test_confusion.compute().tolist()
-    best = history.best("val/loss")
     return {
         "test": _metrics_of("test", trainer.callback_metrics)
         | {
             "tiles": benign + wrongly_malignant + missed + malignant,
             "confusion": {"tn": benign, "fp": wrongly_malignant, "fn": missed, "tp": malignant},
         },
-        "validation": {"epoch": best["epoch"] + 1} | _metrics_of("val", best),
-        "epochs": len(history.epochs),
-        "collapsed": collapse.collapsed,
+        "validation": {"epoch": int(best["epoch"]) + 1} | _metrics_of("val", best),
+        "epochs": epochs,
+        "collapsed": CollapseWarning.is_collapsed(best["val/spread"]),
         "parameters": sum(p.numel() for p in classifier.network.parameters()),
         "threshold": classifier.hparams["threshold"],
         "data": data.facts(),
     }
 
 
-def _metrics_of(stage: str, metrics: Any) -> dict[str, float]:  # noqa: ANN401
-    prefix = f"{stage}/"
-    return {name.removeprefix(prefix): float(v) for name, v in metrics.items() if name.startswith(prefix)}
+def _metrics_of(stage: str, metrics: Any) -> dict[str, float | None]:  # noqa: ANN401
+    """Pick a stage's metrics; one that is undefined is None, as JSON knows no NaN."""
+    values = {name.removeprefix(f"{stage}/"): float(metrics[name]) for name in metrics if name.startswith(f"{stage}/")}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 @rank_zero_only
 def _write(results: dict[str, Any], history: History, folder: Path) -> None:
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    history.write(folder / "metrics.csv")
     name = results["data"]["name"]
     plot_curves(history.epochs, results["validation"]["epoch"] - 1, name, folder / "curves.png")
     confusion = results["test"]["confusion"]
@@ -193,7 +231,7 @@ def _announce(data: HistologyDataModule) -> None:
         log.info("  The cases are unknown (data.group_regex): tiles of one patient may lie on both sides.")
     others = data.other_files()
     if others:
-        log.info("  Left out, as they are no images: %d files, such as %s", len(others), others[0])
+        log.info("  Left out, as they are no images of a class: %d files, such as %s", len(others), others[0])
 
 
 @rank_zero_only
@@ -202,10 +240,12 @@ def _report(results: dict[str, Any], data: HistologyDataModule) -> None:
     log.info("")
     log.info("Test on %d tiles with the weights of epoch %d:", test["tiles"], results["validation"]["epoch"])
     for name, value in test.items():
-        if isinstance(value, float):
+        if value is None:
+            log.info("  %-17s undefined", name.replace("_", " "))
+        elif isinstance(value, float):
             log.info("  %-17s %.4f", name.replace("_", " "), value)
     if results["collapsed"]:
-        log.info("The network had collapsed at the end: these figures are those of a constant.")
+        log.info("The network had collapsed: these figures are those of a constant.")
     if data.is_synthetic:
         log.info("These are tiles of the %s: the figures say nothing of real tissue.", data.name)
     log.info("Everything is in %s (%.0f s). To ask for an opinion:", run["folder"], run["seconds"])

@@ -11,9 +11,7 @@ from histo_pl.models import build_network
 from tests.conftest import ROOT, compose_config
 
 CONF = ROOT / "conf"
-CHOICES = sorted(
-    f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name not in ("hydra",)
-)
+CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 NEEDS = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
 
 
@@ -23,7 +21,7 @@ def test_every_choice_composes_and_makes_what_it_names(choice: str, tmp_path: Pa
 
     if choice in NEEDS:
         pytest.importorskip(NEEDS[choice])
-    config = compose_config("train", choice, f"run_dir={tmp_path}", "+data.root=x" if choice == "" else "data.root=x")
+    config = compose_config("train", choice, f"run_dir={tmp_path}", "data.root=x")
     group = choice.partition("=")[0]
     OmegaConf.to_container(config, resolve=True)
     if group == "trainer":

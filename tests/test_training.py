@@ -51,6 +51,7 @@ def run_program(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_writes_its_folder(trained: Path) -> None:
     assert {file.name for file in trained.iterdir()} == RUN_FILES
     results = json.loads((trained / "results.json").read_text())
+    assert not results["collapsed"]
     assert results["data"]["name"] == "synthetic demo"
     assert (
         results["test"]["tiles"]
@@ -59,7 +60,7 @@ def test_a_run_writes_its_folder(trained: Path) -> None:
     )
     with (trained / "metrics.csv").open() as file:
         columns = next(csv.reader(file))
-    for part in ("train", "val", "test"):
+    for part in ("train", "val"):
         assert {f"{part}/{name}" for name in ("loss", "auroc", "balanced_accuracy")} <= set(columns)
 
 
@@ -87,12 +88,14 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(run_training: Run, tmp_p
     whole = run_training("trainer.max_epochs=4", folder="whole")
     run_training("trainer.max_epochs=2", folder="stopped")
     before = {file.name: file.read_bytes() for file in (tmp_path / "stopped").iterdir()}
-    resume = f"resume={tmp_path / 'stopped' / 'last.ckpt'}"
+    (tmp_path / "stopped").rename(tmp_path / "moved")
+    resume = f"resume={tmp_path / 'moved' / 'last.ckpt'}"
     resumed = run_training("trainer.max_epochs=4", resume, folder="resumed")
     assert without_times_and_paths(resumed) == without_times_and_paths(whole)
+    assert (tmp_path / "resumed" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
     for name in ("last.ckpt", "best.ckpt"):
         assert same_weights(tmp_path / "whole" / name, tmp_path / "resumed" / name)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "stopped").iterdir()} == before
+    assert {file.name: file.read_bytes() for file in (tmp_path / "moved").iterdir()} == before
 
 
 def test_the_best_epoch_before_a_stop_is_still_the_best_after_it(run_training: Run, tmp_path: Path) -> None:
@@ -116,6 +119,7 @@ def test_a_resume_that_would_mix_the_split_is_refused(run_training: Run, trained
         ((f"resume={trained / 'best.ckpt'}",), "weights alone"),
         ((f"resume={tmp_path / 'none.ckpt'}",), "no checkpoint to resume"),
         ((f"resume={text}",), "no checkpoint of histo_pl"),
+        ((f"resume={trained / 'last.ckpt'}", "model.dense_units=8"), "another network"),
     ):
         with pytest.raises(UserError, match=message):
             run_training(*overrides)
@@ -152,13 +156,18 @@ def test_an_unreadable_tile_ends_the_run_with_its_name(tmp_path: Path) -> None:
 
 
 def test_mixed_precision_trains_in_bfloat16(run_training: Run) -> None:
-    results = run_training("trainer=amp", "trainer.accelerator=cpu")
-    assert results["test"]["loss"] < 2
+    half = run_training("trainer=amp", "trainer.accelerator=cpu", folder="half")
+    full = run_training(folder="full")
+    assert half["test"]["loss"] == pytest.approx(full["test"]["loss"], abs=0.05)
+    assert half["test"]["loss"] != full["test"]["loss"]
 
 
-def test_a_tiny_run_can_learn_a_batch_by_heart(run_training: Run) -> None:
-    results = run_training("debug=overfit", "trainer.max_epochs=60")
-    assert results["epochs"] == 60
+def test_a_tiny_run_can_learn_a_batch_by_heart(run_training: Run, tmp_path: Path) -> None:
+    results = run_training("debug=overfit", "trainer.max_epochs=60", "callbacks.best.monitor=train/loss")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == results["epochs"] == 60
+    assert losses[-1] < losses[0] / 2  # both classes are in the batch: a constant stays at ln 2
 
 
 def test_program_sweeps_learning_rates(tmp_path: Path, demo_root: Path) -> None:
@@ -167,6 +176,16 @@ def test_program_sweeps_learning_rates(tmp_path: Path, demo_root: Path) -> None:
     assert [run.parent.name for run in runs] == ["0", "1"]
     losses = {json.loads(run.read_text())["test"]["loss"] for run in runs}
     assert len(losses) == 2
+
+
+def test_program_refuses_a_sweep_on_two_processes(tmp_path: Path, demo_root: Path) -> None:
+    options = [option for option in TINY if option != "trainer=cpu"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "optim.lr=1,2", "trainer=ddp_sim", *options, *TINY_DEMO]
+    done = subprocess.run(
+        [*command, f"data.root={demo_root}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "A sweep cannot use several processes" in done.stderr
 
 
 def test_program_trains_on_two_processes_in_one_folder(tmp_path: Path) -> None:
@@ -187,10 +206,13 @@ def test_program_trains_on_two_processes_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_program_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data" / "benign").mkdir(parents=True)
     for arguments, message in (
         (("data=folder",), "data.root=FOLDER"),
         (("data=folder", "data.root=nowhere, (really)"), "nowhere, (really)"),
-        (("model.dense_activation=tanh", *TINY), "sigmoid or relu"),
+        (("model.dense_activation=tanh", *TINY, *TINY_DEMO), "sigmoid or relu"),
+        (("trainer=gpu", "trainer.devices=99", *TINY[1:2], *TINY_DEMO, "data.image_size=32"), "gpu"),
+        (("data.root=data",), "data=folder"),
     ):
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -199,3 +221,4 @@ def test_program_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
         assert len(errors) == 1
         assert message in errors[0]
         assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.name != "demo"] == ["benign"]

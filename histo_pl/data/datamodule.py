@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
 
 from histo_pl.data.classes import find_positive_class
 from histo_pl.data.splits import (
@@ -20,6 +20,7 @@ from histo_pl.data.splits import (
     fingerprint,
     read_split,
     split_tiles,
+    stable_hash,
     write_split,
 )
 from histo_pl.data.tiles import (
@@ -29,9 +30,9 @@ from histo_pl.data.tiles import (
     ShuffledSampler,
     TileFolder,
     Transform,
-    is_image,
 )
 from histo_pl.errors import UserError
+from histo_pl.images import find_files
 
 MAX_WORKERS = 8  # beyond which one GPU gains little, and memory is lost
 
@@ -146,13 +147,12 @@ class HistologyDataModule(L.LightningDataModule):
         }
 
     def other_files(self) -> list[str]:
-        """List the visible files below the root that are no images and so take no part.
+        """List the visible files below the root that take no part: no images, or in no class folder.
 
         Returns:
             Paths relative to the root, in order.
         """
-        files = (file for file in self.root.rglob("*") if file.is_file() and not file.name.startswith("."))
-        return sorted(str(file.relative_to(self.root)) for file in files if not is_image(str(file)))
+        return [path for f in find_files(self.root) if (path := f.relative_to(self.root).as_posix()) not in self.parts]
 
     def part_paths(self, part: Part) -> list[Path]:
         """List a part's files.
@@ -173,11 +173,11 @@ class HistologyDataModule(L.LightningDataModule):
         return self._loader(augmented, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return the validation tiles in order, never augmented."""
+        """Return the validation tiles in a fixed order, never augmented."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Return the test tiles in order, never augmented."""
+        """Return the test tiles in a fixed order, never augmented."""
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, part: Part) -> DataLoader[Sample]:
@@ -204,26 +204,22 @@ class HistologyDataModule(L.LightningDataModule):
                 f"The folder of tiles does not exist. Expected a folder with two class folders, "
                 f"or with train and test. Mend data.root. Received: {self.root}"
             )
-        halves = [self.root / name for name in ("train", "test")]
-        if not any(half.is_dir() for half in halves):
+        names = {folder.name for folder in self.root.iterdir() if folder.is_dir() and folder.name[0] not in "._"}
+        if not {name.lower() for name in names} & {"train", "test"}:
             return [TileFolder(self.root, self.image_size)]
-        self._check_halves()
-        train, test = (TileFolder(half, self.image_size) for half in halves)
+        if names != {"train", "test"}:
+            raise UserError(
+                f"A folder with train or test in it must hold these two and no others: validation tiles are "
+                f"drawn from train. To split a single folder use data.root={self.root / 'train'}. "
+                f"Received: {self.root} with {', '.join(sorted(names))}"
+            )
+        train, test = (TileFolder(self.root / name, self.image_size) for name in ("train", "test"))
         if train.classes != test.classes:
             raise UserError(
                 f"train and test must hold the same two class folders. "
                 f"Received: {', '.join(train.classes)} and {', '.join(test.classes)}"
             )
         return [train, test]
-
-    def _check_halves(self) -> None:
-        found = {folder.name for folder in self.root.iterdir() if folder.is_dir() and folder.name[0] not in "._"}
-        if found != {"train", "test"}:
-            raise UserError(
-                f"A folder with train or test in it must hold these two and no others: validation tiles are "
-                f"drawn from train. To split a single folder use data.root={self.root / 'train'}. "
-                f"Received: {self.root} with {', '.join(sorted(found))}"
-            )
 
     def _tiles_in(self, folder: TileFolder) -> list[Tile]:
         tiles = []
@@ -256,13 +252,11 @@ class HistologyDataModule(L.LightningDataModule):
                 )
 
     def _dataset(self, part: Part, by_folder: Sequence[list[Tile]]) -> "Subset[Sample]":
-        """The part's tiles; only a split file draws one part from both folders."""
-        chosen = [
-            Subset(folder, [i for i, tile in enumerate(tiles) if self.parts[tile.path] == part])
-            for folder, tiles in zip(self._folders, by_folder, strict=True)
-        ]
-        joined = torch.utils.data.ConcatDataset(chosen)
-        return Subset(joined, range(len(joined)))
+        """The part's tiles from all folders, classes mixed, so that a few batches hold both."""
+        tiles = [tile for tiles in by_folder for tile in tiles]
+        chosen = [index for index, tile in enumerate(tiles) if self.parts[tile.path] == part]
+        chosen.sort(key=lambda index: stable_hash(tiles[index].path))
+        return Subset(ConcatDataset(self._folders), chosen)
 
     def _counts(self, part: Part) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.parts[tile.path] == part]

@@ -64,9 +64,20 @@ class DemoDataModule(HistologyDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Draw the tiles if no one has, then split them."""
+        self._refuse_foreign_folder()
         if not self.root.is_dir():
             draw_demo(self.root, **self._drawing)
         super().setup(stage)
+
+    def _refuse_foreign_folder(self) -> None:
+        parent = self.root.parent
+        folders = [f.name for f in parent.iterdir() if f.is_dir()] if parent.is_dir() else []
+        foreign = [name for name in folders if not name.startswith(("v", "."))]
+        if foreign:
+            raise UserError(
+                f"The demo draws its own tiles and would put them among others. To train on this folder add "
+                f"data=folder. Received: data.root={parent} with {', '.join(sorted(foreign)[:3])}"
+            )
 
 
 def draw_demo(root: Path, *, cases: int, tiles_per_case: int, size: int, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,7 +104,7 @@ def hold_out(tiles: Sequence[Tile], fraction: float, seed: int, name: str) -> se
             (abs(missing[name]) - abs(missing[name] - count)) / totals[name] for name, count in sizes[group].items()
         )
 
-    order = sorted(sizes, key=lambda group: _hash(f"{seed}:{name}:{group}"))
+    order = sorted(sizes, key=lambda group: stable_hash(f"{seed}:{name}:{group}"))
     for group in order:
         if gain(group) > 1e-9:  # noqa: PLR2004  (0.2 * 10 is not quite 2)
             put_aside(group)
@@ -119,8 +120,8 @@ def _check_remainder(sizes: Mapping[str, Counter[str]], chosen: set[str], totals
         if not any(count[class_name] for group, count in sizes.items() if group not in chosen):
             groups = sum(bool(count[class_name]) for count in sizes.values())
             raise UserError(
-                f"There are too few tiles or cases to split. Expected at least three of each class, one each "
-                f"for training, validation and test. Received: {groups} left of class {class_name}"
+                f"There are too few tiles or cases to split. Expected at least one of each class for each of "
+                f"training, validation and test. Received: {groups} left of class {class_name}"
             )
 
 
@@ -185,7 +186,7 @@ def write_split(file: Path, tiles: Iterable[Tile], parts: Mapping[str, Part]) ->
         tiles: All tiles.
         parts: The part of each path.
     """
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
         for tile in sorted(tiles, key=lambda tile: tile.path):
@@ -205,7 +206,10 @@ def read_split(file: Path, tiles: Iterable[Tile]) -> dict[str, Part]:
     Raises:
         UserError: The file is missing or malformed, or it and the folder differ.
     """
-    parts = dict(_rows(file))
+    parts: dict[str, Part] = {}
+    for path, part in _rows(file):
+        if parts.setdefault(path, part) != part:
+            raise UserError(f"data.split_file gives a tile two parts. Expected one. Received: {path} in {file}")
     paths = {tile.path for tile in tiles}
     for path in sorted(parts.keys() ^ paths):
         what = "is in the folder but not in the split" if path in paths else "is in the split but not on disk"
@@ -220,25 +224,29 @@ def read_split(file: Path, tiles: Iterable[Tile]) -> dict[str, Part]:
 def _rows(file: Path) -> Iterable[tuple[str, Part]]:
     if not file.is_file():
         raise UserError(f"data.split_file does not exist. Expected a split.csv. Received: {file}")
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
-        if not {"path", "split"} <= set(rows.fieldnames or ()):
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # Excel writes a signature
+        rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        columns = set(rows.fieldnames or ())
+    except (OSError, csv.Error) as error:
+        raise UserError(f"data.split_file is no CSV. Expected a split.csv. Received: {file}") from error
+    if not {"path", "split"} <= columns:
+        raise UserError(
+            f"data.split_file lacks a column. Expected path and split. Received: {file} with the columns "
+            f"{', '.join(sorted(columns))[:200]}"
+        )
+    for row in rows:
+        if row["split"] not in PARTS:
             raise UserError(
-                f"data.split_file lacks a column. Expected path and split. Received: {file} with the columns "
-                f"{', '.join(rows.fieldnames or ())}"
+                f"data.split_file has an unknown part in line {rows.line_num}. "
+                f"Expected train, val or test. Received: {row['split']}"
             )
-        for row in rows:
-            if row["split"] not in PARTS:
-                raise UserError(
-                    f"data.split_file has an unknown part in line {rows.line_num}. "
-                    f"Expected train, val or test. Received: {row['split']}"
-                )
-            yield row["path"], row["split"]
+        yield row["path"], row["split"]
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
     """Return 64 hexadecimal digits that two splits share only if every tile has the same part in both."""
-    return _hash("\n".join(f"{path}\t{part}" for path, part in sorted(parts.items())))
+    return stable_hash("\n".join(f"{path}\t{part}" for path, part in sorted(parts.items())))
 
 
 def _check_fraction(key: str, fraction: float) -> None:
@@ -246,5 +254,6 @@ def _check_fraction(key: str, fraction: float) -> None:
         raise UserError(f"{key} is out of range. Expected more than 0 and less than 1. Received: {fraction}")
 
 
-def _hash(text: str) -> str:
+def stable_hash(text: str) -> str:
+    """Return 64 hexadecimal digits that a text has on every machine."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.datasets import ImageFolder
 
 from histo_pl.errors import UserError
-from histo_pl.images import EXTENSIONS, read_tile
+from histo_pl.images import is_image, read_tile
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -45,9 +45,13 @@ class TileFolder(ImageFolder):
         self.image_size = image_size
         self.positive_class = ""
         try:
-            super().__init__(str(root), is_valid_file=is_image)
+            super().__init__(str(root), is_valid_file=self._is_tile)
         except FileNotFoundError as error:
             raise UserError(f"A class folder has no images. Received: {root} ({error})") from error
+
+    def _is_tile(self, path: str) -> bool:
+        hidden = any(part.startswith((".", "__")) for part in Path(path).relative_to(self.root).parts)
+        return is_image(path) and not hidden
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """List the class folders, leaving out hidden ones.
@@ -87,12 +91,6 @@ class TileFolder(ImageFolder):
         )
 
 
-def is_image(path: str) -> bool:
-    """Return whether a file's name is an image's, and not hidden (as macOS's `._x.png` are)."""
-    file = Path(path)
-    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
-
-
 class AugmentedTiles(Dataset[Sample]):
     """Tiles with an augmentation drawn afresh for every tile and epoch.
 
@@ -122,11 +120,20 @@ class AugmentedTiles(Dataset[Sample]):
 
         Returns:
             The augmented sample.
+
+        Raises:
+            UserError: The transform changes shape or type.
         """
         sample = self.tiles[draw % len(self)]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stable_seed(self.seed, "augment", draw))
-            sample["image"] = self.transform(sample["image"])
+            image = self.transform(sample["image"])
+        if image.dtype != torch.uint8 or image.shape != sample["image"].shape:
+            raise UserError(
+                f"The augmentation must give what it takes, uint8 of shape {tuple(sample['image'].shape)}. "
+                f"Mend augment. Received: {image.dtype} of shape {tuple(image.shape)}"
+            )
+        sample["image"] = image
         return sample
 
 

@@ -71,7 +71,7 @@ def draw_tile(rng: np.random.Generator, stain: Stain, *, malignant: bool, size: 
         rng: Source of all randomness; the tile is a function of its state and the other arguments.
         stain: The stain of the tile's case.
         malignant: Whether to draw crowds of pleomorphic nuclei instead of orderly glands.
-        size: Side of the tile in pixels, from 32 to 1024.
+        size: Side of the tile in pixels, at least 32.
 
     Returns:
         The tile, (size, size, 3), RGB in 0..255.

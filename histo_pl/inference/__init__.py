@@ -1,4 +1,4 @@
-"""A checkpoint and image files to an opinion. Needs PyTorch and Pillow alone, so that it starts fast."""
+"""A checkpoint and image files to an opinion. Needs PyTorch, Pillow and NumPy alone, so that it starts fast."""
 
 from histo_pl.inference.checkpoint import TrainedModel, find_checkpoint, load_model
 from histo_pl.inference.predictor import Prediction, Predictor

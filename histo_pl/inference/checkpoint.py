@@ -115,4 +115,10 @@ def find_checkpoint(name: str | None) -> Path:
             f"There is no run yet. Expected a best.ckpt below {' or '.join(RUN_FOLDERS)}: train one with "
             f"python train.py, or name one with ckpt=PATH. Received: ckpt=latest"
         )
-    return max(runs, key=lambda file: file.stat().st_mtime)
+    return max(runs, key=_started)
+
+
+def _started(checkpoint: Path) -> float:
+    """When a run began: a resumed run's best.ckpt may be as old as the run that it goes on with."""
+    config = checkpoint.with_name("config.yaml")
+    return (config if config.exists() else checkpoint).stat().st_mtime

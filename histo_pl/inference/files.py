@@ -1,10 +1,11 @@
 """From what a person typed to the image files meant."""
 
 import glob
+import os
 from pathlib import Path
 
 from histo_pl.errors import UserError
-from histo_pl.images import EXTENSIONS
+from histo_pl.images import EXTENSIONS, find_files, is_image
 
 
 def find_images(name: str | None) -> list[Path]:
@@ -24,19 +25,14 @@ def find_images(name: str | None) -> list[Path]:
         raise UserError("The image is missing. Say it with img=FILE, img=FOLDER or img='*.png'. Received: nothing")
     path = Path(name)
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _looks_like_an_image(file)]
-    elif path.exists():
+        files = [file for file in find_files(path) if is_image(file)]
+    elif os.path.exists(name):  # noqa: PTH110  (Path.exists fails on a name that is too long)
         files = [path]
     else:
-        files = [Path(file) for file in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207
-        files = [file for file in files if file.is_file()]
+        files = [Path(file) for file in sorted(glob.glob(name, recursive=True)) if not Path(file).is_dir()]  # noqa: PTH207
     if not files:
         raise UserError(
             f"There is no image. Expected a file, a folder with images ({', '.join(EXTENSIONS)}), or a pattern "
             f"that matches some. Received: {name}"
         )
     return files
-
-
-def _looks_like_an_image(file: Path) -> bool:
-    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file()

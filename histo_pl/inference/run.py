@@ -34,7 +34,7 @@ def predict(
     predictor = Predictor(load_model(checkpoint), device, batch_size)
     predictions = list(predictor.predict(files))
     errors = [p.error for p in predictions if p.error]
-    if errors and len(files) == 1:
+    if errors and files == [Path(str(img))]:
         raise UserError(errors[0])
     print(format_table(predictions))
     if out is not None:

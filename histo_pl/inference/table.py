@@ -21,11 +21,11 @@ def format_table(predictions: Sequence[Prediction]) -> str:
     Returns:
         Lines of text; a file that could not be read has its error in place of a label.
     """
-    width = max(len("file"), *(len(_printable(p.file)) for p in predictions))
+    width = max(len("file"), *(len(p.file) for p in predictions))
     lines = [f"{'file':<{width}}  probability  label"]
     for p in predictions:
         probability = "" if p.probability is None else f"{p.probability:.4f}"
-        lines.append(f"{_printable(p.file):<{width}}  {probability:>11}  {p.label or f'ERROR: {p.error}'}")
+        lines.append(f"{p.file:<{width}}  {probability:>11}  {p.label or f'ERROR: {p.error}'}")
     return "\n".join(lines)
 
 
@@ -53,13 +53,9 @@ def write_table(predictions: Sequence[Prediction], file: Path) -> None:
     """
     rows = [prediction.row() for prediction in predictions]
     if file.suffix.lower() == ".json":
-        file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
         return
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Prediction)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -96,6 +96,7 @@ def test_cases_on_both_sides_are_refused(make_folder: MakeFolder) -> None:
         ({"train/benign": 3, "test/benign": 3, "valid/benign": 3}, "no others"),
         ({"train/a": 3, "train/b": 3, "test/a": 3, "test/c": 3}, "same two class folders"),
         ({"benign": 2, "malignant": 2}, "too few"),
+        ({"Train/benign": 3, "Test/malignant": 3}, "train or test"),
     ],
 )
 def test_an_unexpected_layout_is_refused(make_folder: MakeFolder, counts: dict[str, int], message: str) -> None:
@@ -114,7 +115,11 @@ def test_files_that_are_no_images_are_named(make_folder: MakeFolder) -> None:
     root = make_folder({"benign": 5, "malignant": 5})
     (root / "benign" / "notes.txt").touch()
     (root / "benign" / ".DS_Store").touch()
-    assert open_folder(root).other_files() == [str(Path("benign", "notes.txt"))]
+    draw_image(root / "stray.png")
+    draw_image(root / "benign" / ".ipynb_checkpoints" / "tile000.png")
+    data = open_folder(root)
+    assert data.other_files() == ["stray.png", "benign/notes.txt"]
+    assert len(data.tiles) == 10
 
 
 @pytest.mark.skipif(not BREAKHIS.is_dir(), reason="the BreakHis tiles are not beside this repository")

@@ -115,12 +115,19 @@ def test_a_split_survives_its_file_with_any_name(tmp_path: Path) -> None:
         ("path,split\na/0.png,train\na/1.png,test\na/2.png,test\n", "in the split but not on disk"),
         ("path,split\na/0.png,train\na/1.png,hold\n", "unknown part in line 3"),
         ("file,split\n", "lacks a column"),
+        ("path,split\na/0.png,train\na/1.png,test\na/0.png,test\n", "two parts"),
+        ("split,path\ntrain\n", "in the split but not on disk"),
     ],
 )
 def test_a_split_file_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         read_split(tmp_path / "split.csv", tiles_of({"a": 2}))
+
+
+def test_a_split_file_from_excel_is_read(tmp_path: Path) -> None:
+    (tmp_path / "split.csv").write_text("path,split\na/0.png,train\n", encoding="utf-8-sig")
+    assert read_split(tmp_path / "split.csv", tiles_of({"a": 1})) == {"a/0.png": "train"}
 
 
 def test_cases_are_read_from_paths() -> None:

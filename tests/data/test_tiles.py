@@ -83,6 +83,13 @@ def test_augmentation_makes_no_corner_black_and_keeps_the_size(augment: Callable
     assert drawn.min() >= 254  # rounding
 
 
+def test_an_augmentation_that_changes_type_or_size_is_refused() -> None:
+    tiles = Copies(torch.zeros(3, 8, 8, dtype=torch.uint8), 1)
+    for transform in (lambda image: image.float(), lambda image: image[:, :4]):
+        with pytest.raises(UserError, match="must give what it takes"):
+            AugmentedTiles(tiles, transform, seed=0)[0]
+
+
 def test_each_epoch_has_its_own_order_of_all_tiles() -> None:
     sampler = ShuffledSampler(10, seed=0)
     first = list(sampler)

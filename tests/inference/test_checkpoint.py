@@ -73,3 +73,5 @@ def test_latest_is_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (folder / "best.ckpt").touch()
         os.utime(folder / "best.ckpt", (1e9 - age, 1e9 - age))
     assert find_checkpoint("latest") == Path("multirun/d/t/0/best.ckpt")
+    (tmp_path / "outputs/d/t/config.yaml").touch()  # a resumed run: its best.ckpt is an old one's
+    assert find_checkpoint("latest") == Path("outputs/d/t/best.ckpt")

@@ -35,9 +35,25 @@ def run_program(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_files_of_a_folder_and_of_patterns(tiles: Path) -> None:
     names = [str(file.relative_to(tiles)) for file in find_images(str(tiles))]
-    assert names == sorted(["b.png", "deep/er/a.JPG", ODD_NAME, "damaged.png"], key=Path)
+    assert names == ["b.png", "damaged.png", ODD_NAME, "deep/er/a.JPG"]
     assert find_images(f"{tiles}/**/*.JPG") == [tiles / "deep/er/a.JPG"]
     assert find_images(f"{tiles}/notes.txt") == [tiles / "notes.txt"]
+
+
+def test_links_are_followed_and_hidden_files_are_not_found(tiles: Path) -> None:
+    draw_image(tiles.parent / "elsewhere" / "x.png")
+    (tiles / "linked").symlink_to(tiles.parent / "elsewhere")
+    draw_image(tiles / ".ipynb_checkpoints" / "y.png")
+    draw_image(tiles / "._z.png")
+    names = {file.name for file in find_images(str(tiles))}
+    assert "x.png" in names
+    assert not names & {"y.png", "._z.png"}
+
+
+def test_a_lone_damaged_file_in_a_folder_still_gets_its_row(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "only.png").touch()
+    assert predict(str(trained / "best.ckpt"), str(tmp_path), str(tmp_path / "out.json")) == 1
+    assert json.loads((tmp_path / "out.json").read_text())[0]["error"]
 
 
 def test_an_existing_name_wins_over_its_pattern(tmp_path: Path) -> None:
@@ -159,8 +175,10 @@ def test_a_real_tile_gets_an_answer(trained: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
 def test_a_name_that_is_no_unicode_is_printed(trained: Path, tmp_path: Path) -> None:
-    file = draw_image(tmp_path / "x.png").rename(os.fsdecode(bytes(tmp_path) + b"/\xff.png"))
-    done = run_program(tmp_path, f"ckpt={trained / 'best.ckpt'}", f"img={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert "\\xff" in done.stdout or "udcff" in done.stdout
-    assert file.exists()
+    draw_image(tmp_path / "x.png").rename(os.fsdecode(bytes(tmp_path) + b"/\xff.png"))
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xfe.png")).touch()
+    for out in ("out.csv", "out.json"):
+        done = run_program(tmp_path, f"ckpt={trained / 'best.ckpt'}", f"img={tmp_path}", f"out={out}")
+        assert done.returncode == 1, done.stderr
+        assert done.stdout.count("udcff") == 1
+        assert "udcff" in (tmp_path / out).read_text()

@@ -1,6 +1,6 @@
 """Draw the README's pictures again.
 
-python docs/make_pictures.py tiles data/demo/v1-48x12-96px-seed0
+python docs/make_pictures.py tiles data/demo/v1-48x10-96px-seed0
 python docs/make_pictures.py freeze outputs/SEED outputs/DEFAULT   (run folders of the commands in docs/freeze.md)
 """
 

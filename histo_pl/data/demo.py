@@ -40,7 +40,7 @@ class DemoDataModule(HistologyDataModule):
         *,
         image_size: int = 96,
         cases: int = 48,
-        tiles_per_case: int = 12,
+        tiles_per_case: int = 10,
         tile_size: int | None = None,
         tile_seed: int = 0,
         **options: Any,  # noqa: ANN401

@@ -42,6 +42,18 @@ EXPECTED_WARNINGS = (
     r"The dirpath has changed.*",
 )
 
+# Kind and least value of the keys that are typed most.
+NUMBERS: dict[str, tuple[Any, int]] = {
+    "seed": (int, 0),
+    "data.image_size": (int, 1),
+    "data.batch_size": (int, 1),
+    "data.num_workers": (int, 0),
+    "data.val_fraction": (int | float, 0),
+    "data.test_fraction": (int | float, 0),
+    "optim.lr": (int | float, 0),
+    "trainer.max_epochs": (int, 1),
+}
+
 OmegaConf.register_new_resolver("share_of", lambda share, whole: math.ceil(share * whole), replace=True)
 
 
@@ -58,6 +70,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         UserError: The data, the configuration or the checkpoint to resume from are not as expected.
     """
     started = time.monotonic()
+    _check_numbers(config)
     _quieten_lightning()
     L.seed_everything(config.seed, workers=True, verbose=False)
     folder = Path(os.path.relpath(config.run_dir))
@@ -71,7 +84,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     keeper = _keeper(trainer)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+        OmegaConf.save(config, folder / "config.yaml")
         data.write_split(folder / "split.csv")
     with _lightning_errors():
         trainer.fit(classifier, data, ckpt_path=config.resume, weights_only=True)
@@ -92,6 +105,15 @@ def train(config: DictConfig) -> dict[str, Any]:
     _write(results, history, folder)
     _report(results, data)
     return results
+
+
+def _check_numbers(config: DictConfig) -> None:
+    """Refuse what would end in a traceback deep inside PyTorch: a word, or a number too small."""
+    for key, (kind, least) in NUMBERS.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value < least):
+            whole = "a whole number" if kind is int else "a number"
+            raise UserError(f"{key} is not as expected. Expected {whole} of at least {least}. Received: {value}")
 
 
 def _quieten_lightning() -> None:
@@ -139,7 +161,7 @@ def _lightning_errors() -> Iterator[None]:
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, MisconfigurationException | ModuleNotFoundError):
-            extra = " Extras are installed with pip install 'histo_pl[NAME]'." if isinstance(cause, ImportError) else ""
+            extra = " Extras are installed with pip install -e '.[NAME]'." if isinstance(cause, ImportError) else ""
             reason = " ".join(str(cause).split())
             raise UserError(f"Lightning cannot run with this trainer, logger or callbacks: {reason}{extra}") from error
         raise
@@ -171,8 +193,8 @@ def _check_resumable(path: str | None, model: DictConfig, data: HistologyDataMod
         )
     if old_data["name"] != data.name or old_network != OmegaConf.to_container(model, resolve=True):
         raise UserError(
-            f"The checkpoint is of a run on other data or with another network. Repeat that run's settings "
-            f"({Path(path).with_name('config.yaml')}) and add resume=. Received: data {data.name}, "
+            f"The checkpoint is of a run on other data or with another network. Repeat that run's command line "
+            f"and add resume=PATH to it. Received: data {data.name}, "
             f"network {dict(model)}; expected data {old_data['name']}, network {old_network}"
         )
     if old_data["split"] != data.facts()["split"]:

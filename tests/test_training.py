@@ -213,6 +213,7 @@ def test_program_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
         (("model.dense_activation=tanh", *TINY, *TINY_DEMO), "sigmoid or relu"),
         (("trainer=gpu", "trainer.devices=99", *TINY[1:2], *TINY_DEMO, "data.image_size=32"), "gpu"),
         (("data.root=data",), "data=folder"),
+        (("data.image_size=big",), "data.image_size"),
     ):
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -94,7 +94,7 @@ def find_checkpoint(name: str | None) -> Path:
     """Turn what the user typed into a checkpoint's path.
 
     Args:
-        name: A path, or `latest` for the newest `best.ckpt` below outputs and multirun.
+        name: A file, a run's folder, or `latest` for the newest `best.ckpt` below outputs and multirun.
 
     Returns:
         The path; only for `latest` is it sure to exist.
@@ -108,7 +108,7 @@ def find_checkpoint(name: str | None) -> Path:
             "run here. Received: nothing"
         )
     if name != LATEST:
-        return Path(name)
+        return Path(name, "best.ckpt") if Path(name).is_dir() else Path(name)
     runs = [file for folder in RUN_FOLDERS for file in Path(folder).glob("**/best.ckpt")]
     if not runs:
         raise UserError(

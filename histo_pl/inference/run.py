@@ -36,11 +36,12 @@ def predict(
     errors = [p.error for p in predictions if p.error]
     if errors and files == [Path(str(img))]:
         raise UserError(errors[0])
+    print(f"Model: {checkpoint}, trained on: {predictor.model.trained_on}", file=sys.stderr)
     print(format_table(predictions))
     if out is not None:
         write_table(predictions, Path(out))
     if predictor.model.data["synthetic"]:
-        print(f"Trained on the {predictor.model.trained_on}: it knows nothing of real tissue.", file=sys.stderr)
+        print("Its training tiles were drawn by a program: it knows nothing of real tissue.", file=sys.stderr)
     if errors:
         print(f"{len(errors)} of {len(files)} files could not be read.", file=sys.stderr)
     return int(bool(errors))

@@ -34,6 +34,10 @@ def test_the_loaded_network_answers_as_lightnings_module(trained: Path) -> None:
     assert not any(p.requires_grad or p.is_meta for p in model.network.parameters())
 
 
+def test_a_runs_folder_means_its_best_weights(trained: Path) -> None:
+    assert find_checkpoint(str(trained)) == trained / "best.ckpt"
+
+
 def test_best_and_last_both_load(trained: Path) -> None:
     best, last = load_model(trained / "best.ckpt"), load_model(trained / "last.ckpt")
     assert best.data == last.data

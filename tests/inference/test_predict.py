@@ -140,7 +140,7 @@ def test_program_answers_for_an_odd_name_and_leaves_nothing_behind(trained: Path
     assert header.split() == ["file", "probability", "label"]
     assert row.startswith(ODD_NAME)
     assert row.split()[-1] in {"Benign", "Malignant"}
-    assert "synthetic demo" in done.stderr
+    assert "outputs/d/t/best.ckpt, trained on: synthetic demo" in done.stderr
     (tmp_path / ODD_NAME).unlink()
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -119,7 +119,7 @@ class HistologyDataModule(L.LightningDataModule):
         self.parts = self._split(by_folder)
         check_no_overlap(self.tiles, self.parts)
         self._check_classes_in_parts()
-        self._datasets = {part: self._dataset(part, by_folder) for part in PARTS}
+        self._datasets = {part: self._dataset(part) for part in PARTS}
 
     def write_split(self, file: Path) -> None:
         """Write the split as CSV, for `split_file` to take back.
@@ -251,11 +251,10 @@ class HistologyDataModule(L.LightningDataModule):
                     f"Received: {part} with {', '.join(classes) or 'no tiles'}"
                 )
 
-    def _dataset(self, part: Part, by_folder: Sequence[list[Tile]]) -> "Subset[Sample]":
+    def _dataset(self, part: Part) -> "Subset[Sample]":
         """The part's tiles from all folders, classes mixed, so that a few batches hold both."""
-        tiles = [tile for tiles in by_folder for tile in tiles]
-        chosen = [index for index, tile in enumerate(tiles) if self.parts[tile.path] == part]
-        chosen.sort(key=lambda index: stable_hash(tiles[index].path))
+        chosen = [index for index, tile in enumerate(self.tiles) if self.parts[tile.path] == part]
+        chosen.sort(key=lambda index: stable_hash(self.tiles[index].path))
         return Subset(ConcatDataset(self._folders), chosen)
 
     def _counts(self, part: Part) -> dict[str, int | None]:

@@ -14,6 +14,7 @@ LITERAL_KEYS = (
     "data.root",
     "data.split_file",
     "img",
+    "model.weights",
     "out",
     "resume",
 )

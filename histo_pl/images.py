@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from histo_pl.errors import ImageError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# What resizing means, by the name that a checkpoint carries. Another algorithm gets another name.
-RESIZE = "pillow-bilinear-antialias"
+# How a picture becomes a square, by the names that checkpoints carry. Another algorithm gets another name.
+RESIZE = "pillow-bilinear-antialias"  # of every training here: averages over the shrunken area
+KERAS_RESIZE = "pillow-nearest"  # of Keras's generators: `target_size` picks single pixels unless told otherwise
+OPENCV_RESIZE = "opencv-bilinear"  # of the notebook's prediction: `cv2.resize`, which does not average either
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -59,15 +62,15 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     return np.array(_open_rgb(path))
 
 
-def read_tile(path: str | Path, size: int) -> Tensor:
+def read_tile(path: str | Path, size: int, resize: str = RESIZE) -> Tensor:
     """Read an image file at the size of a network's input.
 
-    The whole picture is squeezed into a square, as Keras's `target_size` does, by Pillow's bilinear filter,
-    which averages over the shrunken area (antialias).
+    The whole picture is squeezed into a square. One that has this size already keeps its pixels.
 
     Args:
         path: The file.
         size: Side of the square in pixels.
+        resize: One of `RESIZES`.
 
     Returns:
         uint8 tensor of shape (3, size, size), RGB in [0, 255].
@@ -76,8 +79,31 @@ def read_tile(path: str | Path, size: int) -> Tensor:
         ImageError: As `read_rgb`.
     """
     image = _open_rgb(path)
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return _to_tensor(image) if image.size == (size, size) else RESIZES[resize](image, size)
+
+
+def _resize_bilinear(image: Image.Image, size: int) -> Tensor:
+    return _to_tensor(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _resize_nearest(image: Image.Image, size: int) -> Tensor:
+    return _to_tensor(image.resize((size, size), Image.Resampling.NEAREST))
+
+
+def _resize_as_opencv(image: Image.Image, size: int) -> Tensor:
+    """Interpolate between four pixels: OpenCV's INTER_LINEAR, which rounds its weights to 11 bits."""
+    pixels = _to_tensor(image)[None].float()
+    return interpolate(pixels, (size, size), mode="bilinear", align_corners=False)[0].round().to(torch.uint8)
+
+
+RESIZES: dict[str, Callable[[Image.Image, int], Tensor]] = {
+    RESIZE: _resize_bilinear,
+    KERAS_RESIZE: _resize_nearest,
+    OPENCV_RESIZE: _resize_as_opencv,
+}
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

@@ -29,6 +29,7 @@ from histo_pl.data.splits import PARTS
 from histo_pl.errors import UserError
 from histo_pl.evaluation.plots import plot_confusion, plot_curves
 from histo_pl.images import RESIZE
+from histo_pl.inference import TrainedModel, load_model
 from histo_pl.models.classifier import TileClassifier
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     data: HistologyDataModule = instantiate(config.data, augment=instantiate(config.augment))
     data.setup()
     _announce(data)
-    _check_resumable(config.resume, config.model, data)
+    _check_resumable(config.resume, _network_spec(config), data)
     classifier = _make_classifier(config, data)
     history = History()
     trainer = _make_trainer(config, [history, CollapseWarning()])
@@ -122,15 +123,43 @@ def _quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def _network_spec(config: DictConfig) -> dict[str, Any]:
+    """What builds the network: the weights to start from have no part in it."""
+    spec: Any = OmegaConf.to_container(config.model, resolve=True)
+    return {key: value for key, value in spec.items() if key != "weights"}
+
+
 def _make_classifier(config: DictConfig, data: HistologyDataModule) -> TileClassifier:
-    return TileClassifier(
-        network=OmegaConf.to_container(config.model, resolve=True),  # pyright: ignore[reportArgumentType]
+    spec, facts = _network_spec(config), data.facts()
+    weights = config.model.get("weights")
+    start = None if weights is None else _starting_model(weights, spec, facts)
+    if start is not None:
+        facts["pretrained_on"] = start.trained_on
+    classifier = TileClassifier(
+        network=spec,
         image_size=data.image_size,
         classes=[data.negative_class, data.positive_class],
-        data=data.facts(),
+        data=facts,
         resize=RESIZE,
         optimizer=instantiate(config.optim),
     )
+    if start is not None:
+        classifier.network.load_state_dict(start.network.state_dict())
+    return classifier
+
+
+def _starting_model(path: str, spec: dict[str, Any], facts: dict[str, Any]) -> TrainedModel:
+    """Load the weights to start from, and warn if they may have seen the test tiles."""
+    model = load_model(path)
+    if model.spec != spec:
+        raise UserError(
+            f"The weights are those of another network. Expected model and data.image_size as they were trained "
+            f"with: {model.spec}. Received: {spec}, model.weights={path}"
+        )
+    log.info("Starting from %s, trained on: %s.", path, model.trained_on)
+    if model.data["split"] != facts["split"]:
+        log.info("  If tiles or patients of this test set were among its training data, the test flatters.")
+    return model
 
 
 def _make_trainer(config: DictConfig, watchers: list[L.Callback]) -> L.Trainer:
@@ -175,7 +204,7 @@ def _keeper(trainer: L.Trainer) -> BestCheckpoint:
     raise UserError("The test needs the best epoch's weights. Expected callbacks.best. Received: none")
 
 
-def _check_resumable(path: str | None, model: DictConfig, data: HistologyDataModule) -> None:
+def _check_resumable(path: str | None, spec: dict[str, Any], data: HistologyDataModule) -> None:
     """Refuse to go on with a run whose test tiles this run would train on, or with another network."""
     if path is None:
         return
@@ -191,11 +220,11 @@ def _check_resumable(path: str | None, model: DictConfig, data: HistologyDataMod
         raise UserError(
             f"This checkpoint has weights alone and cannot be resumed. Expected last.ckpt. Received: resume={path}"
         )
-    if old_data["name"] != data.name or old_network != OmegaConf.to_container(model, resolve=True):
+    if old_data["name"] != data.name or old_network != spec:
         raise UserError(
             f"The checkpoint is of a run on other data or with another network. Repeat that run's command line "
             f"and add resume=PATH to it. Received: data {data.name}, "
-            f"network {dict(model)}; expected data {old_data['name']}, network {old_network}"
+            f"network {spec}; expected data {old_data['name']}, network {old_network}"
         )
     if old_data["split"] != data.facts()["split"]:
         raise UserError(
@@ -219,7 +248,7 @@ def _results(
         "collapsed": CollapseWarning.is_collapsed(best["val/spread"]),
         "parameters": sum(p.numel() for p in classifier.network.parameters()),
         "threshold": classifier.hparams["threshold"],
-        "data": data.facts(),
+        "data": classifier.hparams["data"],
     }
 
 

@@ -17,6 +17,9 @@ FORBIDDEN = {
     "evaluation": ("hydra", "omegaconf", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),
     "inference": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.training"),
     "callbacks.py": ("hydra", "omegaconf", "histo_pl.data", "histo_pl.training", "histo_pl.inference"),
+    "keras_io.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.inference"),
+    "convert.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.training"),
+    "__main__.py": ("hydra", "omegaconf", "lightning", "torch", "histo_pl.data", "histo_pl.models"),
     "command_line.py": ("hydra", "omegaconf", "torch", "histo_pl.data", "histo_pl.models"),
 }
 

@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from histo_pl.errors import ImageError
-from histo_pl.images import EXTENSIONS, read_rgb, read_tile
+from histo_pl.images import EXTENSIONS, KERAS_RESIZE, OPENCV_RESIZE, read_rgb, read_tile
 from tests.conftest import draw_image
+from tests.keras_peer import keras
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -73,6 +75,23 @@ def test_tile_is_squeezed_with_pillows_bilinear_filter(tmp_path: Path) -> None:
 def test_tile_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
     file = draw_image(tmp_path / "x.png")
     assert np.array_equal(read_tile(file, 8).permute(1, 2, 0).numpy(), read_rgb(file))
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+@pytest.mark.parametrize("size", [(224, 224), (448, 448), (700, 460), (100, 150), (225, 31)])
+def test_a_tile_can_be_read_as_the_notebook_does_with_opencv(
+    tmp_path: Path, size: tuple[int, int], extension: str
+) -> None:
+    file = draw_image(tmp_path / f"x.{extension}", size=size)
+    peer = cv2.resize(cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB), (224, 224))
+    difference = np.abs(read_tile(file, 224, OPENCV_RESIZE).permute(1, 2, 0).numpy().astype(int) - peer)
+    assert difference.max() <= (0 if size == (224, 224) and extension == "png" else 1)
+
+
+def test_a_tile_can_be_read_as_keras_generators_do(tmp_path: Path) -> None:
+    file = draw_image(tmp_path / "x.png", size=(70, 46))
+    peer = keras.utils.img_to_array(keras.utils.load_img(file, target_size=(32, 32)))
+    assert np.array_equal(read_tile(file, 32, KERAS_RESIZE).permute(1, 2, 0).numpy(), peer)
 
 
 def _truncated(file: Path) -> None:

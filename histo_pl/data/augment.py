@@ -96,7 +96,7 @@ class KerasRandomAffine(v2.Transform):
         """
         images = inpt.reshape(-1, *inpt.shape[-3:])
         warped = warp(images, keras_matrix(**params)).reshape(inpt.shape)
-        return tv_tensors.wrap(warped, like=inpt)
+        return tv_tensors.wrap(warped, like=inpt)  # pyright: ignore[reportCallIssue]
 
 
 def keras_matrix(

@@ -1,19 +1,23 @@
-"""From a checkpoint file to a network that is ready to answer."""
+"""From a checkpoint file to a network that is ready to answer, and back."""
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from histo_pl.errors import UserError
-from histo_pl.images import RESIZE
+from histo_pl.images import RESIZES
 from histo_pl.models import build_network
 
 LATEST = "latest"
 RUN_FOLDERS = ("outputs", "multirun")
+KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+LIGHTNING_VERSION = "2.6.0"  # whose checkpoints those are like that are written here: Lightning asks for it
+PREFIX = "network."  # of the weights' names: Lightning calls them after TileClassifier's attribute
 
 _NO_CHECKPOINT = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError)
 
@@ -24,22 +28,27 @@ class TrainedModel:
 
     Attributes:
         network: uint8 (B, 3, image_size, image_size) to logits (B,), in evaluation mode.
+        spec: What `build_network` took to build it.
         image_size: Side of its input in pixels.
+        resize: The algorithm that brings pictures to that size, one of `images.RESIZES`.
         threshold: A probability above it means malignant, in [0, 1].
         temperature: Divides the logits before the sigmoid.
         data: What trained it (`HistologyDataModule.facts`).
     """
 
     network: nn.Module
+    spec: dict[str, Any]
     image_size: int
+    resize: str
     threshold: float
     temperature: float
     data: dict[str, Any]
 
     @property
     def trained_on(self) -> str:
-        """The training data's name, as every prediction says it."""
-        return self.data["name"]
+        """The training data's name, as every prediction says it, and that of the weights it started from."""
+        name, before = self.data["name"], self.data.get("pretrained_on")
+        return name if before is None else f"{name}, starting from {before}"
 
 
 def load_model(path: str | Path) -> TrainedModel:
@@ -58,23 +67,58 @@ def load_model(path: str | Path) -> TrainedModel:
     facts, weights = contents.get("hyper_parameters"), contents.get("state_dict")
     if not isinstance(facts, dict) or not {"network", "data", "resize"} <= facts.keys() or not weights:
         raise UserError(f"This checkpoint was not made by histo_pl. Expected a best.ckpt. Received: {path}")
-    if facts["resize"] != RESIZE:
+    if facts["resize"] not in RESIZES:
         raise UserError(
             f"This checkpoint resizes images in a way that this version does not know. "
-            f"Expected {RESIZE}. Received: {facts['resize']} in {path}"
+            f"Expected one of {', '.join(RESIZES)}. Received: {facts['resize']} in {path}"
         )
-    with torch.device("meta"):  # the weights are in the file: drawing 126 million others first takes a second
-        network = build_network(facts["network"])
-    prefix = "network."
-    state = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-    network.load_state_dict(state, assign=True)
+    state = {name.removeprefix(PREFIX): w for name, w in weights.items() if name.startswith(PREFIX)}
     return TrainedModel(
-        network=network.eval().requires_grad_(False),
+        network=network_of(facts["network"], state),
+        spec=facts["network"],
         image_size=facts["image_size"],
+        resize=facts["resize"],
         threshold=facts["threshold"],
         temperature=facts["temperature"],
         data=facts["data"],
     )
+
+
+def network_of(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """Build a network around weights, without drawing others first (126 million take a second).
+
+    Args:
+        spec: What `build_network` takes.
+        state: Its state dictionary; the tensors are taken as they are.
+
+    Returns:
+        The network, in evaluation mode, without gradients.
+    """
+    with torch.device("meta"):
+        network = build_network(spec)
+    network.load_state_dict(dict(state), assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def save_model(model: TrainedModel, path: Path) -> None:
+    """Write a checkpoint like a run's best.ckpt, without a run.
+
+    Args:
+        model: What `load_model` is to return.
+        path: The file to write.
+    """
+    facts = {
+        "network": model.spec,
+        "image_size": model.image_size,
+        "classes": [model.data["negative_class"], model.data["positive_class"]],
+        "data": model.data,
+        "resize": model.resize,
+        "threshold": model.threshold,
+        "temperature": model.temperature,
+    }
+    weights = {PREFIX + name: weight for name, weight in model.network.state_dict().items()}
+    contents = {"hyper_parameters": facts, "state_dict": weights, "pytorch-lightning_version": LIGHTNING_VERSION}
+    torch.save(contents, path)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -82,6 +126,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"There is no such checkpoint. Expected a file such as outputs/.../best.ckpt, or latest for the "
             f"newest run here. Received: {path}"
+        )
+    if path.suffix.lower() in KERAS_SUFFIXES:
+        raise UserError(
+            f"This is a Keras model. Make it a checkpoint first: python -m histo_pl convert {path} "
+            f"{path.with_suffix('.ckpt')}. Received: {path}"
         )
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

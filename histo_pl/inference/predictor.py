@@ -95,7 +95,7 @@ class Predictor:
 
     def _read(self, file: Path) -> Tensor | ImageError:
         try:
-            return read_tile(file, self.model.image_size)
+            return read_tile(file, self.model.image_size, self.model.resize)
         except ImageError as error:
             return error
 

@@ -1,17 +1,26 @@
 """What predict.py does, callable from Python."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from histo_pl.errors import UserError
-from histo_pl.inference.checkpoint import find_checkpoint, load_model
+from histo_pl.images import OPENCV_RESIZE
+from histo_pl.inference.checkpoint import TrainedModel, find_checkpoint, load_model
 from histo_pl.inference.files import find_images
 from histo_pl.inference.predictor import Predictor
 from histo_pl.inference.table import check_format, format_table, write_table
 
+PREPROCESS = {"opencv": OPENCV_RESIZE}
+
 
 def predict(
-    ckpt: str | None, img: str | None, out: str | None = None, device: str = "auto", batch_size: int = 32
+    ckpt: str | None,
+    img: str | None,
+    out: str | None = None,
+    device: str = "auto",
+    batch_size: int = 32,
+    preprocess: str | None = None,
 ) -> int:
     """Print a table of predictions, and write it if asked.
 
@@ -21,6 +30,8 @@ def predict(
         out: A .csv or .json file to write.
         device: See `Predictor`.
         batch_size: Files a batch.
+        preprocess: How pictures come to the network's size. None: as in its training; `opencv`: as in the
+            notebook's prediction.
 
     Returns:
         The exit status: 0, or 1 if any file could not be read.
@@ -31,7 +42,7 @@ def predict(
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
     if out is not None:
         check_format(Path(out))
-    predictor = Predictor(load_model(checkpoint), device, batch_size)
+    predictor = Predictor(_load(checkpoint, preprocess), device, batch_size)
     predictions = list(predictor.predict(files))
     errors = [p.error for p in predictions if p.error]
     if errors and files == [Path(str(img))]:
@@ -45,3 +56,14 @@ def predict(
     if errors:
         print(f"{len(errors)} of {len(files)} files could not be read.", file=sys.stderr)
     return int(bool(errors))
+
+
+def _load(checkpoint: Path, preprocess: str | None) -> TrainedModel:
+    if preprocess is None:
+        return load_model(checkpoint)
+    if preprocess not in PREPROCESS:
+        raise UserError(
+            f"preprocess is unknown. Expected {' or '.join(PREPROCESS)}, or null for the resize of the training. "
+            f"Received: {preprocess}"
+        )
+    return replace(load_model(checkpoint), resize=PREPROCESS[preprocess])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -124,9 +125,22 @@ def test_mistakes_are_told_before_any_work(trained: Path, tiles: Path, tmp_path:
         ((ckpt, img, str(tmp_path / "no" / "x.csv")), "folder of out"),
         ((ckpt, img, None, "tpu"), "device"),
         ((ckpt, img, None, "cpu", 0), "batch_size"),
+        ((ckpt, img, None, "cpu", 1, "keras"), "preprocess is unknown"),
     ):
         with pytest.raises(UserError, match=message):
             predict(*arguments)
+
+
+def test_preprocess_opencv_gives_the_notebooks_numbers(trained: Path, tmp_path: Path) -> None:
+    file = draw_image(tmp_path / "x.png", size=(70, 46))
+    predict(str(trained / "best.ckpt"), str(file), str(tmp_path / "out.json"), preprocess="opencv")
+    (answer,) = json.loads((tmp_path / "out.json").read_text())
+    pixels = cv2.resize(cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB), (32, 32))
+    model = load_model(trained / "best.ckpt")
+    as_notebook = Predictor(model, "cpu").probabilities(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    (by_default,) = Predictor(model, "cpu").predict([file])
+    assert answer["probability"] == pytest.approx(as_notebook.item(), abs=1e-3)  # within one grey level
+    assert by_default.probability != pytest.approx(as_notebook.item(), abs=1e-3)
 
 
 def test_program_answers_for_an_odd_name_and_leaves_nothing_behind(trained: Path, tiles: Path, tmp_path: Path) -> None:

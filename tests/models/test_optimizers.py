@@ -1,8 +1,14 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from histo_pl.keras_io import read_keras
 from histo_pl.models import KerasCNN
-from histo_pl.models.optimizers import adam
+from histo_pl.models.optimizers import KerasAdam, adam
+from tests.keras_peer import keras, notebook, save
 
 
 def test_only_wide_dense_layers_get_the_scaled_rate() -> None:
@@ -45,3 +51,64 @@ def test_the_originals_step_freezes_a_large_image_and_the_scaled_one_does_not() 
         frozen[base_fan_in] = network.frozen_units(images, least_slope=1e-3)
     assert frozen[None] > 0.9
     assert frozen[256] < 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-6, 1e-3, 1.0])
+def test_on_the_same_gradients_adam_moves_as_keras_adam(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(-0.1, 0.1, (64, 64)).astype(np.float32)
+    ours, peer = torch.nn.Parameter(torch.from_numpy(weights.copy())), keras.Variable(weights)
+    optimizer, keras_optimizer = KerasAdam([ours], lr=1e-3, fused=True), keras.optimizers.Adam(1e-3)
+    pytorchs = torch.nn.Parameter(torch.from_numpy(weights.copy()))
+    pytorchs_optimizer = torch.optim.Adam([pytorchs], lr=1e-3, eps=1e-7)
+    for _ in range(10):
+        gradient = (rng.normal(size=weights.shape) * scale).astype(np.float32)
+        ours.grad, pytorchs.grad = torch.from_numpy(gradient), torch.from_numpy(gradient)
+        optimizer.step()
+        pytorchs_optimizer.step()
+        keras_optimizer.apply([keras.ops.convert_to_tensor(gradient)], [peer])
+    expected = peer.value.detach()  # pyright: ignore[reportAttributeAccessIssue]
+    assert (ours - expected).abs().max() <= 1e-7
+    assert (pytorchs - expected).abs().max() > 1e-6  # what the class is for
+
+
+def test_a_step_of_the_whole_network_is_keras_step(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    peer = notebook(64)
+    _, state = read_keras(save(peer, tmp_path / "0.h5"))
+    network = KerasCNN(64)
+    network.load_state_dict(state)
+    optimizer = adam(network, keras_eps=True)
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((8, 64, 64, 3), dtype=np.float32), np.array([0, 1] * 4, dtype=np.float32)
+    for step, tolerance in ((1, 2e-5), (2, 1e-4), (3, 1e-4)):
+        peer.train_on_batch(images, labels[:, None])
+        optimizer.zero_grad()
+        logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
+        binary_cross_entropy_with_logits(logits, torch.from_numpy(labels)).backward()
+        optimizer.step()
+        _, expected = read_keras(save(peer, tmp_path / f"{step}.h5"))
+        for name, weight in network.state_dict().items():
+            assert (weight - expected[name]).abs().max() <= tolerance, (step, name)
+
+
+def test_keras_adam_goes_on_where_it_was_saved() -> None:
+    gradients = torch.randn(4, 8) * 1e-7
+    whole, first, second = (torch.nn.Parameter(torch.zeros(8)) for _ in range(3))
+    optimizers = {id(p): KerasAdam([p], lr=1e-3) for p in (whole, first)}
+
+    def step(weight: torch.nn.Parameter, optimizer: KerasAdam, gradient: torch.Tensor) -> None:
+        weight.grad = gradient.clone()
+        optimizer.step()
+
+    for gradient in gradients:
+        step(whole, optimizers[id(whole)], gradient)
+    for gradient in gradients[:2]:
+        step(first, optimizers[id(first)], gradient)
+    with torch.no_grad():
+        second.copy_(first)
+    resumed = KerasAdam([second], lr=1e-3)
+    resumed.load_state_dict(optimizers[id(first)].state_dict())
+    for gradient in gradients[2:]:
+        step(second, resumed, gradient)
+    assert torch.equal(second, whole)

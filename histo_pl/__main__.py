@@ -1,0 +1,76 @@
+"""python -m histo_pl: all that is not training, evaluation or prediction."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from histo_pl.command_line import one_line_errors
+
+CONVERT = """\
+Convert a Keras model of the notebook's network to a checkpoint of histo_pl, or a checkpoint to a Keras model.
+
+  python -m histo_pl convert Breast_Cancer_Model.h5 model.ckpt
+  python -m histo_pl convert weights.h5 model.ckpt --image-size 512
+  python -m histo_pl convert outputs/DAY/TIME/best.ckpt model.h5
+
+Reads .h5 and .keras of Keras 2 and 3, whole models and weights alone; writes .h5, which both read. Keras is
+not needed, and nothing in the file is executed. docs/keras.md says more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program's name; None: `sys.argv`'s.
+    """
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    run = options.pop("run", None)
+    if run is None:
+        parser.print_help()
+        return
+    with one_line_errors():
+        print(run(**options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m histo_pl",
+        description="What is not training (train.py) or prediction (predict.py).",
+        epilog="python -m histo_pl COMMAND --help tells more of each.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_convert(commands)
+    return parser
+
+
+def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="a Keras model (.h5, .keras) to a checkpoint (.ckpt), or back (.h5)",
+        description=CONVERT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="the file to read: .h5, .keras or .ckpt")
+    parser.add_argument("target", type=Path, metavar="OUT", help="the file to write, a new one: .ckpt or .h5")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="side of the network's input, for a file of weights alone"
+    )
+    parser.add_argument(
+        "--malignant",
+        type=int,
+        choices=(0, 1),
+        help="the index of the malignant class in Keras's class_indices (default: 1, as in the notebook)",
+    )
+    parser.set_defaults(run=_convert)
+
+
+def _convert(source: Path, target: Path, image_size: int | None, malignant: int | None) -> str:
+    from histo_pl.convert import convert
+
+    return convert(source, target, image_size=image_size, malignant=malignant)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

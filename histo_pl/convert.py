@@ -1,0 +1,128 @@
+"""Keras models to checkpoints and back: what `python -m histo_pl convert` does."""
+
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from histo_pl.errors import UserError
+from histo_pl.images import KERAS_RESIZE
+from histo_pl.inference.checkpoint import KERAS_SUFFIXES, TrainedModel, load_model, network_of, save_model
+from histo_pl.keras_io import read_keras, write_keras
+
+CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")
+
+
+def convert(source: Path, target: Path, *, image_size: int | None = None, malignant: int | None = None) -> str:
+    """Convert a Keras model to a checkpoint, or a checkpoint to a Keras model, by the files' suffixes.
+
+    Args:
+        source: An `.h5` or `.keras` file, or a `.ckpt`.
+        target: The file to write; `.ckpt`, or `.h5`. What exists is not overwritten.
+        image_size: Side of the network's input in pixels, for a file of weights alone.
+        malignant: Keras's index of the malignant class, 0 or 1; None: the notebook's 1.
+
+    Returns:
+        What was done and what to do next, for a person.
+
+    Raises:
+        UserError: The files are not as expected.
+    """
+    suffixes = source.suffix.lower(), target.suffix.lower()
+    if target.exists():
+        raise UserError(f"The file to write exists already. Expected a new name. Received: {target}")
+    if suffixes[0] in KERAS_SUFFIXES and suffixes[1] == CHECKPOINT:
+        return _to_checkpoint(source, target, image_size, 1 if malignant is None else malignant)
+    if suffixes[0] == CHECKPOINT and suffixes[1] in HDF5:
+        if image_size is not None or malignant is not None:
+            raise UserError("A checkpoint knows its image size and classes. Leave --image-size and --malignant out.")
+        return _to_keras(source, target)
+    raise UserError(
+        f"These files cannot be converted. Expected .h5 or .keras to .ckpt, or .ckpt to .h5, which Keras 2 and 3 both "
+        f"read. Received: {source} to {target}"
+    )
+
+
+def _to_checkpoint(source: Path, target: Path, image_size: int | None, malignant: int) -> str:
+    spec, state = read_keras(source, image_size)
+    if malignant == 0:  # the sigmoid means the other class
+        for name in ("dense_1.weight", "dense_1.bias"):
+            state[name] = -state[name]
+    model = TrainedModel(
+        network=network_of(spec, {f"backbone.{name}": weight for name, weight in state.items()}),
+        spec=spec,
+        image_size=spec["image_size"],
+        resize=KERAS_RESIZE,
+        threshold=0.5,
+        temperature=1.0,
+        data=_unknown_data(source),
+    )
+    with _written(target) as file:
+        save_model(model, file)
+    ckpt = shlex.quote(str(target))
+    return (
+        f"Wrote {target}: {_described(model)}\n"
+        f"Malignant is Keras's class {malignant}"
+        f"{', as in the notebook (breast_benign 0, breast_malignant 1)' if malignant else ''}.\n\n"
+        f"  python predict.py ckpt={ckpt} img=TILE\n"
+        f"  python train.py model.weights={ckpt} {_unlike_the_default(spec)}data=folder data.root=TILES"
+    )
+
+
+def _unlike_the_default(spec: dict[str, Any]) -> str:
+    defaults = {"dense_units": 256, "dense_activation": "sigmoid"}
+    model = [f"model.{key}={spec[key]} " for key, value in defaults.items() if spec[key] != value]
+    return "".join(model) + f"data.image_size={spec['image_size']} "
+
+
+def _to_keras(source: Path, target: Path) -> str:
+    model = load_model(source)
+    if model.spec["name"] != "keras_cnn":
+        raise UserError(f"Only keras_cnn is a Keras model. Received: {model.spec['name']} in {source}")
+    backbone: nn.Module = model.network.get_submodule("backbone")
+    state = backbone.state_dict()
+    for name in ("dense_1.weight", "dense_1.bias"):
+        state[name] = state[name] / model.temperature  # Keras's sigmoid has none
+    with _written(target) as file:
+        write_keras(file, model.spec, state)
+    return (
+        f"Wrote {target}: {_described(model)}\n"
+        f"keras.models.load_model reads it. Feed it RGB / 255 of shape (B, {model.image_size}, {model.image_size}, 3); "
+        f"above {model.threshold:g} is malignant."
+    )
+
+
+def _described(model: TrainedModel) -> str:
+    parameters = sum(weight.numel() for weight in model.network.state_dict().values())
+    return (
+        f"the notebook's network for images of {model.image_size} pixels, dense layer of {model.spec['dense_units']} "
+        f"with {model.spec['dense_activation']}, {parameters:,} parameters."
+    )
+
+
+def _unknown_data(source: Path) -> dict[str, Any]:
+    """What a checkpoint says of its training data, as far as a Keras file tells it: nothing but a name."""
+    return {
+        "name": f"a Keras model, {source.name}",
+        "synthetic": False,
+        "root": None,
+        "negative_class": "benign",
+        "positive_class": "malignant",
+        "parts": None,
+        "split": None,
+    }
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[Path]:
+    """Yield a place to write to, and move the file to its name once it is whole."""
+    if not target.parent.is_dir():
+        raise UserError(f"The folder to write to does not exist. Expected one that does. Received: {target}")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as folder:
+        file = Path(folder, target.name)
+        yield file
+        file.rename(target)

@@ -1,0 +1,272 @@
+import json
+import pickle
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from histo_pl.errors import UserError
+from histo_pl.keras_io import read_keras, write_keras
+from histo_pl.models import KerasCNN
+from tests.conftest import ROOT
+from tests.keras_peer import keras, layers, notebook, save
+
+KERAS2 = ROOT / "tests" / "fixtures" / "keras2.h5"
+
+
+def build(file: Path, image_size: int | None = None) -> KerasCNN:
+    spec, state = read_keras(file, image_size)
+    network = KerasCNN(**{key: value for key, value in spec.items() if key != "name"})
+    network.load_state_dict(state)
+    return network
+
+
+def pre_activation(network: KerasCNN, images: np.ndarray) -> torch.Tensor:
+    """What dense-256 gives before its activation, for Keras's images (B, H, W, 3)."""
+    with torch.no_grad():
+        return network.dense(network.features(torch.from_numpy(images).permute(0, 3, 1, 2)).flatten(1))
+
+
+def keras_pre_activation(model: keras.Sequential, images: np.ndarray) -> torch.Tensor:
+    kernel, bias = model.layers[-2].get_weights()
+    features = keras.Sequential(model.layers[:-2])(images)
+    return features.detach() @ torch.from_numpy(kernel) + torch.from_numpy(bias)
+
+
+def some_images(size: int) -> np.ndarray:
+    return np.random.default_rng(0).random((8, size, size, 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.keras", "model.weights.h5"])
+@pytest.mark.parametrize(("activation", "odd_names"), [("sigmoid", False), ("relu", True)])
+def test_keras_files_give_keras_numbers(tmp_path: Path, name: str, activation: str, odd_names: bool) -> None:
+    model, images = notebook(128, activation, names=odd_names), some_images(128)
+    for weight in model.weights:
+        if weight.name == "bias":
+            weight.assign(np.random.default_rng(1).normal(size=weight.shape) * 0.1)
+    alone = name == "model.weights.h5"
+    network = build(save(model, tmp_path / name), 128 if alone else None)
+    assert (pre_activation(network, images) - keras_pre_activation(model, images)).abs().max() <= 1e-5
+    if not alone or activation == "sigmoid":  # weights alone do not say what is applied to them
+        probability = torch.sigmoid(network(torch.from_numpy(images).permute(0, 3, 1, 2))).detach()
+        assert (probability - model(images)[:, 0].detach()).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("size", [22, 31, 128])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_keras_reads_what_is_written_and_the_round_trip_is_exact(tmp_path: Path, size: int, activation: str) -> None:
+    spec = {"name": "keras_cnn", "image_size": size, "dense_units": 32, "dense_activation": activation}
+    network, images = KerasCNN(size, 32, activation), some_images(size)  # pyright: ignore[reportArgumentType]
+    torch.nn.init.normal_(network.dense.bias)
+    write_keras(tmp_path / "a.h5", spec, network.state_dict())
+    model = keras.models.load_model(tmp_path / "a.h5")
+    assert (pre_activation(network, images) - keras_pre_activation(model, images)).abs().max() <= 1e-5
+    assert np.isfinite(model.train_on_batch(images, np.array([[0.0], [1.0]] * 4))).all()  # it comes compiled
+    assert read_keras(tmp_path / "a.h5")[0] == spec
+    for name, weight in read_keras(tmp_path / "a.h5")[1].items():
+        assert torch.equal(weight, network.state_dict()[name]), name
+
+
+def test_a_file_of_keras_2_gives_keras_2s_numbers() -> None:
+    answers = json.loads(KERAS2.with_suffix(".json").read_text())
+    numbers = np.arange(2 * 30 * 30 * 3)
+    images = ((numbers * numbers * 7 + numbers * 13) % 65 / 64).astype(np.float32).reshape(2, 30, 30, 3)
+    network = build(KERAS2)
+    expected = torch.tensor(answers["pre_activation"])
+    assert (pre_activation(network, images) - expected).abs().max() <= 1e-5
+    probability = torch.sigmoid(network(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    assert torch.allclose(probability, torch.tensor(answers["probability"]), atol=1e-6)
+
+
+def test_a_model_without_an_input_layer_says_its_size_elsewhere(tmp_path: Path) -> None:
+    model = keras.Sequential(unbuilt(notebook(30, units=4)))
+    model(some_images(30))
+    assert read_keras(save(model, tmp_path / "a.h5"))[0]["image_size"] == 30
+    assert read_keras(save(model, tmp_path / "a.keras"))[0]["image_size"] == 30
+
+
+def unbuilt(model: keras.Sequential) -> list[keras.Layer]:
+    return [type(layer).from_config(layer.get_config()) for layer in model.layers]
+
+
+def with_layer(number: int, layer: keras.Layer) -> keras.Sequential:
+    stack = unbuilt(notebook(30, units=4))
+    stack[number:] = [layer, *stack[number + 1 :]]
+    return keras.Sequential([keras.Input((30, 30, 3)), *stack])
+
+
+def with_more(*more: keras.Layer) -> keras.Sequential:
+    return keras.Sequential([keras.Input((30, 30, 3)), *unbuilt(notebook(30, units=4)), *more])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: with_layer(2, layers.Conv2D(64, 3, activation="elu", name="odd")),
+            r"Layer 3 \(odd\).*activation is elu",
+        ),
+        (lambda: with_layer(2, layers.Conv2D(48, 3, activation="relu", name="odd")), "filters is 48. Expected 64"),
+        (lambda: with_layer(4, layers.Conv2D(128, 3, padding="same", activation="relu")), "padding is same"),
+        (lambda: with_layer(1, layers.AveragePooling2D(2, name="mean")), r"Layer 2 \(mean\).*AveragePooling2D"),
+        (lambda: with_layer(6, layers.GlobalAveragePooling2D(name="gap")), r"Layer 7 \(gap\)"),
+        (
+            lambda: with_layer(7, layers.Dense(4, activation="tanh", name="h")),
+            "activation is tanh. Expected sigmoid or r",
+        ),
+        (lambda: with_layer(8, layers.Dense(2, activation="softmax", name="o")), r"Layer 9 \(o\).*units is 2"),
+        (lambda: with_more(layers.Dropout(0.5, name="drop")), r"Layer 10 \(drop\) is one too many"),
+        (lambda: keras.Sequential([keras.Input((30, 30, 3)), layers.Lambda(lambda x: x)]), r"Layer 1 .*Lambda"),
+        (
+            lambda: keras.Sequential([keras.Input((30, 20, 3)), *unbuilt(notebook(30))[:2]]),
+            r"shape \[None, 30, 20, 3\]",
+        ),
+        (lambda: keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten()]), "image size is 8"),
+        (lambda: keras.Sequential([keras.Input((30, 30, 3)), *unbuilt(notebook(30))[:8]]), "Layer 9 is missing"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_another_network_is_refused_by_the_layer_that_differs(
+    tmp_path: Path, model: Callable[[], keras.Sequential], message: str, suffix: str
+) -> None:
+    file = save(model(), tmp_path / f"a.{suffix}")
+    with pytest.raises(UserError, match=message) as caught:
+        read_keras(file)
+    assert str(caught.value).endswith(f"Received: {file}")
+    assert "\n" not in str(caught.value)
+
+
+def test_resnet50_is_refused(tmp_path: Path) -> None:
+    model = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
+    with pytest.raises(UserError, match=r"Functional model\. Expected the notebook's network"):
+        read_keras(save(model, tmp_path / "a.h5"))
+    with pytest.raises(UserError, match=r"Layer \w+ is not the notebook's conv2d: its weights have the shapes"):
+        read_keras(save(model, tmp_path / "a.weights.h5"), 32)
+
+
+def test_weights_alone_need_the_right_image_size(tmp_path: Path) -> None:
+    file = save(notebook(64, units=4), tmp_path / "a.weights.h5")
+    with pytest.raises(UserError, match="--image-size PIXELS, 62 to 69 for these weights"):
+        read_keras(file)
+    with pytest.raises(UserError, match=r"dense: its weights have the shapes.*62 to 69"):
+        read_keras(file, 128)
+    assert read_keras(file, 62)[0]["image_size"] == 62
+    with pytest.raises(UserError, match="made for images of 64 pixels"):
+        read_keras(save(notebook(64, units=4), tmp_path / "a.h5"), 128)
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(KERAS2.read_bytes()[: KERAS2.stat().st_size // 2])
+
+
+def pickled(file: Path) -> None:
+    file.write_bytes(pickle.dumps({"model": print}))
+
+
+def nothing_but_hdf5(file: Path) -> None:
+    h5py.File(file, "w").close()
+
+
+def no_json(file: Path) -> None:
+    shutil.copy(KERAS2, file)
+    with h5py.File(file, "r+") as opened:
+        opened.attrs["model_config"] = "{"
+
+
+def deep_json(file: Path) -> None:
+    shutil.copy(KERAS2, file)
+    with h5py.File(file, "r+") as opened:
+        opened.attrs["model_config"] = "[" * 30_000
+
+
+def another_json(file: Path) -> None:
+    shutil.copy(KERAS2, file)
+    with h5py.File(file, "r+") as opened:
+        opened.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": [3]}})
+
+
+def linked_out(file: Path) -> None:
+    """A kernel that is another file's: opening it would read what the user did not name."""
+    shutil.copy(KERAS2, file)
+    with h5py.File(file, "r+") as opened:
+        del opened["model_weights/dense/dense/kernel:0"]
+        opened["model_weights/dense/dense/kernel:0"] = h5py.ExternalLink(KERAS2, "/model_weights/dense/dense/kernel:0")
+
+
+def swollen(file: Path) -> None:
+    """A kernel that claims more than the file holds."""
+    shutil.copy(KERAS2, file)
+    with h5py.File(file, "r+") as opened:
+        del opened["model_weights/dense/dense/kernel:0"]
+        opened.create_dataset("model_weights/dense/dense/kernel:0", (512, 4), "f4", chunks=(1, 4), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, "damaged, or no Keras file"),
+        (pickled, "damaged, or no Keras file"),
+        (nothing_but_hdf5, "no 'layers' of its own"),
+        (no_json, "damaged, or no Keras file"),
+        (deep_json, "damaged, or no Keras file"),
+        (another_json, "damaged, or no Keras file"),
+        (linked_out, "no 'dense/dense/kernel:0' of its own"),
+        (swollen, "not stored as Keras stores them"),
+        (Path.mkdir, "no such Keras file"),
+    ],
+)
+def test_a_damaged_or_hostile_h5_gets_one_line(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    file = tmp_path / "a.h5"
+    damage(file)
+    with pytest.raises(UserError, match=message) as caught:
+        read_keras(file, 30)
+    assert str(caught.value).endswith(f"Received: {file}")
+    assert "\n" not in str(caught.value)
+
+
+def repacked(tmp_path: Path, file: Path, change: str) -> None:
+    """A .keras file of the notebook's network with one thing wrong."""
+    save(notebook(30, units=4), tmp_path / "good.keras")
+    compression = zipfile.ZIP_DEFLATED if change == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(tmp_path / "good.keras") as good, zipfile.ZipFile(file, "w", compression) as bad:
+        for name in good.namelist():
+            if name != change:
+                bad.writestr(name, good.read(name))
+        if "/" in change:
+            bad.writestr(change, b"harm")
+    if change == "cut":
+        file.write_bytes(file.read_bytes()[:-2000])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("../evil.py", "harmful"),
+        ("/etc/evil", "harmful"),
+        ("..\\..\\/evil", "harmful"),
+        ("compressed", "is compressed"),
+        ("config.json", "0 members 'config.json'"),
+        ("model.weights.h5", "0 members 'model.weights.h5'"),
+        ("cut", "damaged, or no Keras file"),
+    ],
+)
+def test_a_damaged_or_hostile_archive_gets_one_line(tmp_path: Path, change: str, message: str) -> None:
+    file = tmp_path / "bad.keras"
+    repacked(tmp_path, file, change)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message) as caught:
+        read_keras(file)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_h5py_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[keras\]'"):
+        read_keras(KERAS2)

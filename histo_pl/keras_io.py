@@ -50,6 +50,7 @@ TRAINING = {  # the notebook's compile()
     "optimizer_config": {"class_name": "Adam", "config": {"name": "Adam", "learning_rate": 1e-3, "epsilon": 1e-7}},
 }
 
+ZIP = b"PK\x03\x04"  # how a zip file begins
 WEIGHTED = ("conv2d", "conv2d_1", "conv2d_2", "dense", "dense_1")
 HIDDEN, OUTPUT = "dense", "dense_1"
 
@@ -145,7 +146,9 @@ def require_h5py() -> Any:  # noqa: ANN401
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, "h5py.Group"]]:
     """Yield a model's description (None for weights alone) and the group that holds its weights."""
-    if path.suffix.lower() == ".keras":
+    with path.open("rb") as file:
+        is_archive = file.read(len(ZIP)) == ZIP  # up to Keras 2.12 a .keras file is HDF5
+    if is_archive:
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive)
             with tempfile.TemporaryFile() as file, archive.open("model.weights.h5") as member:
@@ -273,7 +276,8 @@ def _layer_weights(group: "h5py.Group") -> list[Weights]:
             for layer in _names(group, "layer_names")
             if (weights := _names(_descend(group, layer), "weight_names"))
         ]
-    layers = _descend(group, "layers")  # conv2d, conv2d_1, ..., whatever the layers are called
+    folder = "layers" if "layers" in group else "_layer_checkpoint_dependencies"  # Keras 2.12's name for it
+    layers = _descend(group, folder)  # conv2d, conv2d_1, ..., whatever the layers are called
     found = []
     for name in layers:
         variables = _descend(layers, f"{name}/vars")

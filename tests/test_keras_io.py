@@ -84,6 +84,23 @@ def test_a_file_of_keras_2_gives_keras_2s_numbers() -> None:
     assert torch.allclose(probability, torch.tensor(answers["probability"]), atol=1e-6)
 
 
+def test_the_files_of_keras_2_12_are_read_too(tmp_path: Path) -> None:
+    """Its .keras is HDF5, and its .weights.h5 calls the folder of layers otherwise."""
+    shutil.copy(KERAS2, tmp_path / "a.keras")
+    given = save(notebook(30, units=4), tmp_path / "a.weights.h5")
+    expected = read_keras(given, 30)[1]
+    with h5py.File(given, "r+") as file:
+        file.move("layers", "_layer_checkpoint_dependencies")
+    assert read_keras(tmp_path / "a.keras")[0] == {
+        "name": "keras_cnn",
+        "image_size": 30,
+        "dense_units": 4,
+        "dense_activation": "sigmoid",
+    }
+    for name, weight in read_keras(given, 30)[1].items():
+        assert torch.equal(weight, expected[name])
+
+
 def test_a_model_without_an_input_layer_says_its_size_elsewhere(tmp_path: Path) -> None:
     model = keras.Sequential(unbuilt(notebook(30, units=4)))
     model(some_images(30))
@@ -212,7 +229,7 @@ def swollen(file: Path) -> None:
     [
         (truncated, "damaged, or no Keras file"),
         (pickled, "damaged, or no Keras file"),
-        (nothing_but_hdf5, "no 'layers' of its own"),
+        (nothing_but_hdf5, "no '_layer_checkpoint_dependencies' of its own"),
         (no_json, "damaged, or no Keras file"),
         (deep_json, "damaged, or no Keras file"),
         (another_json, "damaged, or no Keras file"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from histo_pl.__main__ import main
 from histo_pl.command_line import quote_literals
 from histo_pl.inference import predict
 from histo_pl.training import train
@@ -34,8 +35,11 @@ def tiles(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py") and "resume=" not in c])
-def test_train_commands(command: str, tiles: Path, demo_root: Path, tmp_path: Path) -> None:
-    arguments = arguments_of(command)
+def test_train_commands(command: str, trained: Path, tiles: Path, demo_root: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"model.weights={trained / 'best.ckpt'}" if argument.startswith("model.weights=") else argument
+        for argument in arguments_of(command)
+    ]
     own = [f"data.root={tiles}"] if "data=" in command else [f"data.root={demo_root}", *TINY_DEMO]
     tiny = [*own, *(option for option in TINY if option != "trainer=cpu"), *ON_THE_PROCESSOR]
     if {"-m", "--help"} & set(arguments):
@@ -55,10 +59,19 @@ def test_resume_command() -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python predict.py")])
 def test_predict_commands(command: str, trained: Path, tiles: Path, tmp_path: Path) -> None:
     config = compose_config("predict", *arguments_of(command))
-    assert config.ckpt == "latest" or config.ckpt.endswith("best.ckpt")
+    assert config.ckpt == "latest" or config.ckpt.endswith(".ckpt")
     out = str(tmp_path / config.out) if config.out else None
-    assert predict(str(trained / "best.ckpt"), str(tiles), out) == 0
+    assert predict(str(trained / "best.ckpt"), str(tiles), out, preprocess=config.preprocess) == 0
     assert out is None or Path(out).is_file()
+
+
+def test_convert_commands(trained: Path, tmp_path: Path) -> None:
+    """In the README's order, each with what the one before left."""
+    there, back = (shlex.split(c, comments=True)[3:] for c in COMMANDS if c.startswith("python -m histo_pl"))
+    assert [Path(file).suffix for file in (*there[1:], *back[1:])] == [".h5", ".ckpt", ".ckpt", ".h5"]
+    main(["convert", str(trained / "best.ckpt"), str(tmp_path / back[2])])
+    main(["convert", str(tmp_path / back[2]), str(tmp_path / there[2])])
+    assert predict(str(tmp_path / there[2]), str(draw_image(tmp_path / "tile.png"))) == 0
 
 
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
@@ -67,7 +80,14 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
         "pip install -e . && python train.py trainer.max_epochs=20",
         "pip install -e '.[test]' && pytest",
     ]
-    known = ("python train.py", "python predict.py", "python -m venv", "pip install -e", "#")
+    known = (
+        "python train.py",
+        "python predict.py",
+        "python -m histo_pl convert",
+        "python -m venv",
+        "pip install -e",
+        "#",
+    )
     assert [line for line in LINES if line and not line.startswith(known)] == []
 
 

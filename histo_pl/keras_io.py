@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from math import isqrt
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ TRAINING = {  # the notebook's compile()
 }
 
 ZIP = b"PK\x03\x04"  # how a zip file begins
+FOLDERS = ("layers", "_layer_checkpoint_dependencies")  # of weights without layer_names: since Keras 2.13, and 2.12
 WEIGHTED = ("conv2d", "conv2d_1", "conv2d_2", "dense", "dense_1")
 HIDDEN, OUTPUT = "dense", "dense_1"
 
@@ -73,7 +74,6 @@ def read_keras(path: Path, image_size: int | None = None) -> tuple[dict[str, Any
     Raises:
         UserError: h5py is missing, the file is damaged, no Keras file or harmful, or another network.
     """
-    require_h5py()
     if not path.is_file():
         raise UserError(f"There is no such Keras file. Expected an .h5 or .keras file. Received: {path}")
     try:
@@ -146,23 +146,23 @@ def require_h5py() -> Any:  # noqa: ANN401
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, "h5py.Group"]]:
     """Yield a model's description (None for weights alone) and the group that holds its weights."""
-    with path.open("rb") as file:
-        is_archive = file.read(len(ZIP)) == ZIP  # up to Keras 2.12 a .keras file is HDF5
-    if is_archive:
-        with zipfile.ZipFile(path) as archive:
+    h5py = require_h5py()
+    if _is_zip(path):  # up to Keras 2.12 a .keras file is HDF5
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryFile() as unpacked:
             _check_archive(archive)
-            with tempfile.TemporaryFile() as file, archive.open("model.weights.h5") as member:
-                shutil.copyfileobj(member, file)
-                with _hdf5(file) as weights:
-                    yield json.loads(archive.read("config.json")), weights
-        return
-    with _hdf5(path) as file:
-        model = file.attrs.get("model_config")
-        yield (None, file) if model is None else (json.loads(model), _descend(file, "model_weights"))
+            with archive.open("model.weights.h5") as member:
+                shutil.copyfileobj(member, unpacked)
+            with h5py.File(unpacked, "r") as file:
+                yield json.loads(archive.read("config.json")), file
+    else:
+        with h5py.File(path, "r") as file:
+            model = file.attrs.get("model_config")
+            yield (None, file) if model is None else (json.loads(model), _descend(file, "model_weights"))
 
 
-def _hdf5(file: Path | IO[bytes]) -> "h5py.File":
-    return require_h5py().File(file, "r")
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(ZIP)) == ZIP
 
 
 def _check_archive(archive: zipfile.ZipFile) -> None:
@@ -276,9 +276,10 @@ def _layer_weights(group: "h5py.Group") -> list[Weights]:
             for layer in _names(group, "layer_names")
             if (weights := _names(_descend(group, layer), "weight_names"))
         ]
-    folder = "layers" if "layers" in group else "_layer_checkpoint_dependencies"  # Keras 2.12's name for it
-    layers = _descend(group, folder)  # conv2d, conv2d_1, ..., whatever the layers are called
-    found = []
+    folder = next((name for name in FOLDERS if name in group), None)
+    if folder is None:
+        raise _UnexpectedFileError("This file holds no layers. Expected what Keras's save() or save_weights() wrote.")
+    layers, found = _descend(group, folder), []
     for name in layers:
         variables = _descend(layers, f"{name}/vars")
         if len(variables):

@@ -78,7 +78,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     data: HistologyDataModule = instantiate(config.data, augment=instantiate(config.augment))
     data.setup()
     _announce(data)
-    _check_resumable(config.resume, _network_spec(config), data)
+    _check_resumable(config, data)
     classifier = _make_classifier(config, data)
     history = History()
     trainer = _make_trainer(config, [history, CollapseWarning()])
@@ -149,17 +149,21 @@ def _make_classifier(config: DictConfig, data: HistologyDataModule) -> TileClass
 
 
 def _starting_model(path: str, spec: dict[str, Any], facts: dict[str, Any]) -> TrainedModel:
-    """Load the weights to start from, and warn if they may have seen the test tiles."""
     model = load_model(path)
     if model.spec != spec:
         raise UserError(
             f"The weights are those of another network. Expected model and data.image_size as they were trained "
             f"with: {model.spec}. Received: {spec}, model.weights={path}"
         )
-    log.info("Starting from %s, trained on: %s.", path, model.trained_on)
-    if model.data["split"] != facts["split"]:
-        log.info("  If tiles or patients of this test set were among its training data, the test flatters.")
+    _announce_start(path, model, same_split=model.data["split"] == facts["split"])
     return model
+
+
+@rank_zero_only
+def _announce_start(path: str, model: TrainedModel, same_split: bool) -> None:
+    log.info("Starting from %s, trained on: %s", path, model.trained_on)
+    if not same_split:
+        log.info("  If tiles or patients of this test set were among its training data, the test flatters.")
 
 
 def _make_trainer(config: DictConfig, watchers: list[L.Callback]) -> L.Trainer:
@@ -204,8 +208,9 @@ def _keeper(trainer: L.Trainer) -> BestCheckpoint:
     raise UserError("The test needs the best epoch's weights. Expected callbacks.best. Received: none")
 
 
-def _check_resumable(path: str | None, spec: dict[str, Any], data: HistologyDataModule) -> None:
+def _check_resumable(config: DictConfig, data: HistologyDataModule) -> None:
     """Refuse to go on with a run whose test tiles this run would train on, or with another network."""
+    path, spec, weights = config.resume, _network_spec(config), config.model.get("weights")
     if path is None:
         return
     if not Path(path).is_file():
@@ -220,11 +225,13 @@ def _check_resumable(path: str | None, spec: dict[str, Any], data: HistologyData
         raise UserError(
             f"This checkpoint has weights alone and cannot be resumed. Expected last.ckpt. Received: resume={path}"
         )
-    if old_data["name"] != data.name or old_network != spec:
+    started_alike = bool(old_data.get("pretrained_on")) == bool(weights)
+    if old_data["name"] != data.name or old_network != spec or not started_alike:
         raise UserError(
-            f"The checkpoint is of a run on other data or with another network. Repeat that run's command line "
-            f"and add resume=PATH to it. Received: data {data.name}, "
-            f"network {spec}; expected data {old_data['name']}, network {old_network}"
+            f"The checkpoint is of a run on other data, with another network or from other weights. Repeat that run's "
+            f"command line and add resume=PATH to it. Received: data {data.name}, network {spec}, weights {weights}; "
+            f"expected data {old_data['name']}, network {old_network}, "
+            f"weights of {old_data.get('pretrained_on', 'nothing')}"
         )
     if old_data["split"] != data.facts()["split"]:
         raise UserError(

@@ -102,7 +102,11 @@ def test_training_goes_on_from_a_converted_model(
     assert "If tiles or patients of this test set were among its training data" in caplog.text
     assert results["data"]["pretrained_on"] == "a Keras model, Breast_Cancer_Model.h5"
     assert end.trained_on == "synthetic demo, starting from a Keras model, Breast_Cancer_Model.h5"
-    run_training(*options, "trainer.max_epochs=2", f"resume={tmp_path / 'run' / 'last.ckpt'}", folder="resumed")
+    resume = ("trainer.max_epochs=2", f"resume={tmp_path / 'run' / 'last.ckpt'}")
+    resumed = run_training(*options, *resume, folder="resumed")
+    assert resumed["data"] == results["data"]
+    with pytest.raises(UserError, match=r"weights of a Keras model, Breast_Cancer_Model\.h5"):
+        run_training("model.dense_units=16", *resume)
 
 
 def test_weights_of_another_network_are_refused(run_training: Run, keras_file: Path, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def swollen(file: Path) -> None:
     [
         (truncated, "damaged, or no Keras file"),
         (pickled, "damaged, or no Keras file"),
-        (nothing_but_hdf5, "no '_layer_checkpoint_dependencies' of its own"),
+        (nothing_but_hdf5, "holds no layers"),
         (no_json, "damaged, or no Keras file"),
         (deep_json, "damaged, or no Keras file"),
         (another_json, "damaged, or no Keras file"),

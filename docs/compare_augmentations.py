@@ -19,7 +19,7 @@ from torch.nn.functional import conv2d
 
 import histo_pl.training  # noqa: F401  (the resolver that the configurations use)
 from histo_pl.data.tissue import Stain, draw_tile
-from histo_pl.images import find_files, read_tile
+from histo_pl.images import find_files, is_image, read_tile
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("keras", "torchvision")
@@ -112,8 +112,10 @@ def measure_time(name: str, size: int = 512, repeats: int = 20) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    real = [read_tile(file, 224) for folder in sys.argv[1:] for file in find_files(folder) if is_image(file)][::8]
+    if not real:
+        sys.exit(f"There are no tiles. Expected a folder of images. Received: {' '.join(sys.argv[1:]) or 'nothing'}")
     draw_picture(ROOT / "docs" / "images" / "augment.png")
-    real = [read_tile(file, 224) for file in list(find_files(sys.argv[1]))[::8]]
     print("augment | zooms | largest shift | detail left | ms a tile of 512 pixels")
     for chosen in NAMES:
         print(f"{chosen} | {measure_geometry(chosen)} | {measure_softness(chosen, real)} | {measure_time(chosen)}")

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from histo_pl.command_line import one_line_errors
 
@@ -58,6 +59,11 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--image-size", type=int, metavar="PIXELS", help="side of the network's input, for a file of weights alone"
     )
     parser.add_argument(
+        "--dense-activation",
+        choices=("sigmoid", "relu"),
+        help="what follows the dense layer of 256, for a file of weights alone (default: sigmoid, as in the notebook)",
+    )
+    parser.add_argument(
         "--malignant",
         type=int,
         choices=(0, 1),
@@ -66,10 +72,10 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=_convert)
 
 
-def _convert(source: Path, target: Path, image_size: int | None, malignant: int | None) -> str:
+def _convert(**options: Any) -> str:  # noqa: ANN401
     from histo_pl.convert import convert
 
-    return convert(source, target, image_size=image_size, malignant=malignant)
+    return convert(**options)
 
 
 if __name__ == "__main__":

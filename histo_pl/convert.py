@@ -12,18 +12,30 @@ from torch import nn
 from histo_pl.errors import UserError
 from histo_pl.images import KERAS_RESIZE
 from histo_pl.inference.checkpoint import KERAS_SUFFIXES, TrainedModel, load_model, network_of, save_model
-from histo_pl.keras_io import read_keras, write_keras
+from histo_pl.keras_io import KerasNetwork, read_keras, write_keras
 
 CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")
+ASSUMED = """\
+Weights alone do not say how they are used. Taken for the notebook's network: no padding, 2x2 max-pooling, ReLU after
+each convolution, that activation after the dense layer (--dense-activation), a sigmoid at the end. Check a few tiles.
+"""
 
 
-def convert(source: Path, target: Path, *, image_size: int | None = None, malignant: int | None = None) -> str:
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    image_size: int | None = None,
+    dense_activation: str | None = None,
+    malignant: int | None = None,
+) -> str:
     """Convert a Keras model to a checkpoint, or a checkpoint to a Keras model, by the files' suffixes.
 
     Args:
         source: An `.h5` or `.keras` file, or a `.ckpt`.
         target: The file to write; `.ckpt`, or `.h5`. What exists is not overwritten.
         image_size: Side of the network's input in pixels, for a file of weights alone.
+        dense_activation: sigmoid or relu, for a file of weights alone; None: the notebook's sigmoid.
         malignant: Keras's index of the malignant class, 0 or 1; None: the notebook's 1.
 
     Returns:
@@ -36,19 +48,23 @@ def convert(source: Path, target: Path, *, image_size: int | None = None, malign
     if target.exists():
         raise UserError(f"The file to write exists already. Expected a new name. Received: {target}")
     if suffixes[0] in KERAS_SUFFIXES and suffixes[1] == CHECKPOINT:
-        return _to_checkpoint(source, target, image_size, 1 if malignant is None else malignant)
-    if suffixes[0] == CHECKPOINT and suffixes[1] in HDF5:
-        if image_size is not None or malignant is not None:
-            raise UserError("A checkpoint knows its image size and classes. Leave --image-size and --malignant out.")
+        network = read_keras(source, image_size, dense_activation)
+        return _to_checkpoint(network, source, target, 1 if malignant is None else malignant)
+    if suffixes[0] == CHECKPOINT and suffixes[1] in HDF5 and ".weights" not in target.suffixes[-2:]:
+        if {image_size, dense_activation, malignant} != {None}:
+            raise UserError(
+                f"A checkpoint knows its image size, activation and classes. Expected no options. "
+                f"Received: {source} to {target} with an option"
+            )
         return _to_keras(source, target)
     raise UserError(
-        f"These files cannot be converted. Expected .h5 or .keras to .ckpt, or .ckpt to .h5, which Keras 2 and 3 both "
-        f"read. Received: {source} to {target}"
+        f"These files cannot be converted. Expected .h5 or .keras to .ckpt, or .ckpt to .h5 (not .weights.h5: a whole "
+        f"model is written), which Keras 2 and 3 both read. Received: {source} to {target}"
     )
 
 
-def _to_checkpoint(source: Path, target: Path, image_size: int | None, malignant: int) -> str:
-    spec, state = read_keras(source, image_size)
+def _to_checkpoint(keras: KerasNetwork, source: Path, target: Path, malignant: int) -> str:
+    spec, state = keras.spec, keras.state
     if malignant == 0:  # the sigmoid means the other class
         for name in ("dense_1.weight", "dense_1.bias"):
             state[name] = -state[name]
@@ -66,6 +82,7 @@ def _to_checkpoint(source: Path, target: Path, image_size: int | None, malignant
     ckpt = shlex.quote(str(target))
     return (
         f"Wrote {target}: {_described(model)}\n"
+        f"{ASSUMED if keras.weights_alone else ''}"
         f"Malignant is Keras's class {malignant}"
         f"{', as in the notebook (breast_benign 0, breast_malignant 1)' if malignant else ''}.\n\n"
         f"  python predict.py ckpt={ckpt} img=TILE\n"
@@ -91,8 +108,8 @@ def _to_keras(source: Path, target: Path) -> str:
         write_keras(file, model.spec, state)
     return (
         f"Wrote {target}: {_described(model)}\n"
-        f"keras.models.load_model reads it. Feed it RGB / 255 of shape (B, {model.image_size}, {model.image_size}, 3); "
-        f"above {model.threshold:g} is malignant."
+        f"keras.models.load_model reads it. Feed it RGB / 255 of shape (B, {model.image_size}, {model.image_size}, 3), "
+        f"resized as in training ({model.resize}); above {model.threshold:g} is malignant."
     )
 
 
@@ -122,7 +139,13 @@ def _written(target: Path) -> Iterator[Path]:
     """Yield a place to write to, and move the file to its name once it is whole."""
     if not target.parent.is_dir():
         raise UserError(f"The folder to write to does not exist. Expected one that does. Received: {target}")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as folder:
-        file = Path(folder, target.name)
-        yield file
-        file.rename(target)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as folder:
+            file = Path(folder, target.name)
+            yield file
+            file.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"The file cannot be written ({error.strerror}). Expected a folder with room that you may write to. "
+            f"Received: {target}"
+        ) from error

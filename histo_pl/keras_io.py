@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from math import isqrt
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,20 +56,35 @@ WEIGHTED = ("conv2d", "conv2d_1", "conv2d_2", "dense", "dense_1")
 HIDDEN, OUTPUT = "dense", "dense_1"
 
 
+class KerasNetwork(NamedTuple):
+    """The notebook's network as a Keras file holds it.
+
+    Attributes:
+        spec: What `build_network` takes.
+        state: The state dictionary of its `KerasCNN`, float32.
+        weights_alone: Whether the file has no description of the network: what its weights are for is assumed.
+    """
+
+    spec: dict[str, Any]
+    state: dict[str, Tensor]
+    weights_alone: bool
+
+
 class _UnexpectedFileError(Exception):
     """What a file holds is not what Keras writes; the message says what."""
 
 
-def read_keras(path: Path, image_size: int | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_keras(path: Path, image_size: int | None = None, dense_activation: str | None = None) -> KerasNetwork:
     """Read the notebook's network from a Keras file.
 
     Args:
         path: A whole model (`.h5`, `.keras`), or weights alone (`.h5`).
         image_size: Side of the network's input in pixels. Weights alone do not say it; a whole model does.
+        dense_activation: What follows the hidden dense layer, sigmoid or relu. Weights alone do not say it
+            either; None: the notebook's sigmoid.
 
     Returns:
-        What `build_network` takes, and the state dictionary of its `KerasCNN`, float32. Weights alone do not say
-        what follows the dense layer: the notebook's sigmoid.
+        The network.
 
     Raises:
         UserError: h5py is missing, the file is damaged, no Keras file or harmful, or another network.
@@ -78,10 +93,9 @@ def read_keras(path: Path, image_size: int | None = None) -> tuple[dict[str, Any
         raise UserError(f"There is no such Keras file. Expected an .h5 or .keras file. Received: {path}")
     try:
         with _opened(path) as (model, weights):
-            spec = {"name": "keras_cnn", "image_size": image_size, "dense_activation": "sigmoid"}
-            if model is not None:
-                spec |= _check_model(model, image_size)
-            return _load(_layer_weights(weights), spec)
+            given = {"image_size": image_size, "dense_activation": dense_activation}
+            spec = given if model is None else _check_model(model, given)
+            return KerasNetwork(*_load(_layer_weights(weights), spec), weights_alone=model is None)
     except _UnexpectedFileError as error:
         raise UserError(f"{error} Received: {path}") from error
     except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
@@ -214,7 +228,7 @@ def _architecture(units: int, activation: str, image_size: int) -> list[Layer]:
     return [{"class_name": kind, "config": {"name": name, **config}} for kind, name, config in layers]
 
 
-def _check_model(model: Any, image_size: int | None) -> dict[str, Any]:  # noqa: ANN401
+def _check_model(model: Any, given: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
     """Compare a model's description with the notebook's, layer by layer.
 
     Returns:
@@ -226,8 +240,6 @@ def _check_model(model: Any, image_size: int | None) -> dict[str, Any]:  # noqa:
     config = model["config"] if isinstance(model["config"], dict) else {"layers": model["config"]}
     layers = config["layers"]
     size = _image_size(config)
-    if image_size not in (None, size):
-        raise _UnexpectedFileError(f"The model is made for images of {size} pixels. Expected no other image size.")
     if layers[0]["class_name"] == "InputLayer":
         layers = layers[1:]
     hidden = next((layer["config"] for layer in layers if layer["class_name"] == "Dense"), {})
@@ -235,7 +247,13 @@ def _check_model(model: Any, image_size: int | None) -> dict[str, Any]:  # noqa:
     wanted = _architecture(hidden.get("units", 256), activation if activation in ACTIVATIONS else "sigmoid", size)
     for number, (layer, expected) in enumerate(zip_longest(layers, wanted[1:]), start=1):
         _check_layer(number, layer, expected)
-    return {"image_size": size, "dense_activation": activation}
+    found = {"image_size": size, "dense_activation": activation}
+    for key, value in given.items():
+        if value not in (None, found[key]):
+            raise _UnexpectedFileError(
+                f"The model's own {key} is {found[key]}, not {value}. Expected no --{key.replace('_', '-')}."
+            )
+    return found
 
 
 def _image_size(config: dict[str, Any]) -> int:
@@ -296,10 +314,14 @@ def _load(layers: Sequence[Weights], spec: dict[str, Any]) -> tuple[dict[str, An
     """Copy the weights into PyTorch's layout, each checked against the network that it is to be part of."""
     dense = layers[WEIGHTED.index(HIDDEN)][1][0] if len(layers) == len(WEIGHTED) else None
     if spec["image_size"] is None:
-        raise _UnexpectedFileError(f"This file has weights alone. Add --image-size PIXELS{_possible_sizes(dense)}.")
-    spec = spec | {"dense_units": dense.shape[-1] if dense is not None and dense.shape else 1}
+        raise _UnexpectedFileError(f"This file has weights alone. Add --image-size PIXELS.{_possible_sizes(dense)}")
+    arguments = {
+        "image_size": spec["image_size"],
+        "dense_units": dense.shape[-1] if dense is not None and dense.shape else 1,
+        "dense_activation": spec["dense_activation"] or "sigmoid",
+    }
     with torch.device("meta"):
-        network = KerasCNN(spec["image_size"], spec["dense_units"], spec["dense_activation"])
+        network = KerasCNN(**arguments)
     state = {}
     for (name, datasets), expected in zip(layers, WEIGHTED, strict=False):
         module: Any = network.get_submodule(_module(expected))
@@ -308,7 +330,7 @@ def _load(layers: Sequence[Weights], spec: dict[str, Any]) -> tuple[dict[str, An
             hint = _possible_sizes(dense) if expected == HIDDEN else ""
             raise _UnexpectedFileError(
                 f"Layer {name} is not the notebook's {expected}: its weights have the shapes "
-                f"{[dataset.shape for dataset in datasets]}. Expected {shapes}{hint}."
+                f"{[dataset.shape for dataset in datasets]}. Expected {shapes}.{hint}"
             )
         kernel, bias = (_read(dataset) for dataset in datasets)
         state[f"{_module(expected)}.weight"] = _to_torch(expected, kernel, module.weight.shape)
@@ -317,7 +339,7 @@ def _load(layers: Sequence[Weights], spec: dict[str, Any]) -> tuple[dict[str, An
         raise _UnexpectedFileError(
             f"This file has {len(layers)} layers with weights. Expected five: {', '.join(WEIGHTED)}."
         )
-    return spec, state
+    return {"name": "keras_cnn", **arguments}, state
 
 
 def _possible_sizes(dense: "h5py.Dataset | None") -> str:
@@ -325,7 +347,10 @@ def _possible_sizes(dense: "h5py.Dataset | None") -> str:
     side = isqrt(dense.shape[0] // CHANNELS[-1]) if dense is not None and dense.shape else 0
     if dense is None or not side or dense.shape[0] != side * side * CHANNELS[-1]:
         return ""
-    return f", {8 * side + 14} to {8 * side + 21} for these weights"
+    return (
+        f" These weights fit --image-size {8 * side + 14} to {8 * side + 21}, if the network is the notebook's; "
+        f"only the size that it had in Keras gives Keras's numbers."
+    )
 
 
 def _read(dataset: "h5py.Dataset") -> Tensor:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -29,8 +28,8 @@ from histo_pl.data.splits import PARTS
 from histo_pl.errors import UserError
 from histo_pl.evaluation.plots import plot_confusion, plot_curves
 from histo_pl.images import RESIZE
-from histo_pl.inference import TrainedModel, load_model
 from histo_pl.models.classifier import TileClassifier
+from histo_pl.start import find_start
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,6 @@ def train(config: DictConfig) -> dict[str, Any]:
     data: HistologyDataModule = instantiate(config.data, augment=instantiate(config.augment))
     data.setup()
     _announce(data)
-    _check_resumable(config, data)
     classifier = _make_classifier(config, data)
     history = History()
     trainer = _make_trainer(config, [history, CollapseWarning()])
@@ -131,39 +129,18 @@ def _network_spec(config: DictConfig) -> dict[str, Any]:
 
 def _make_classifier(config: DictConfig, data: HistologyDataModule) -> TileClassifier:
     spec, facts = _network_spec(config), data.facts()
-    weights = config.model.get("weights")
-    start = None if weights is None else _starting_model(weights, spec, facts)
-    if start is not None:
-        facts["pretrained_on"] = start.trained_on
+    start = find_start(weights=config.model.get("weights"), resume=config.resume, spec=spec, facts=facts)
     classifier = TileClassifier(
         network=spec,
         image_size=data.image_size,
         classes=[data.negative_class, data.positive_class],
-        data=facts,
+        data=facts if start.pretrained_on is None else facts | {"pretrained_on": start.pretrained_on},
         resize=RESIZE,
         optimizer=instantiate(config.optim),
     )
-    if start is not None:
+    if start.network is not None:
         classifier.network.load_state_dict(start.network.state_dict())
     return classifier
-
-
-def _starting_model(path: str, spec: dict[str, Any], facts: dict[str, Any]) -> TrainedModel:
-    model = load_model(path)
-    if model.spec != spec:
-        raise UserError(
-            f"The weights are those of another network. Expected model and data.image_size as they were trained "
-            f"with: {model.spec}. Received: {spec}, model.weights={path}"
-        )
-    _announce_start(path, model, same_split=model.data["split"] == facts["split"])
-    return model
-
-
-@rank_zero_only
-def _announce_start(path: str, model: TrainedModel, same_split: bool) -> None:
-    log.info("Starting from %s, trained on: %s", path, model.trained_on)
-    if not same_split:
-        log.info("  If tiles or patients of this test set were among its training data, the test flatters.")
 
 
 def _make_trainer(config: DictConfig, watchers: list[L.Callback]) -> L.Trainer:
@@ -206,38 +183,6 @@ def _keeper(trainer: L.Trainer) -> BestCheckpoint:
         if isinstance(callback, BestCheckpoint):
             return callback
     raise UserError("The test needs the best epoch's weights. Expected callbacks.best. Received: none")
-
-
-def _check_resumable(config: DictConfig, data: HistologyDataModule) -> None:
-    """Refuse to go on with a run whose test tiles this run would train on, or with another network."""
-    path, spec, weights = config.resume, _network_spec(config), config.model.get("weights")
-    if path is None:
-        return
-    if not Path(path).is_file():
-        raise UserError(f"There is no checkpoint to resume from. Expected a last.ckpt. Received: resume={path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        facts, optimizer = checkpoint["hyper_parameters"], checkpoint.get("optimizer_states")
-        old_data, old_network = facts["data"], facts["network"]
-    except Exception as error:
-        raise UserError(f"This file is no checkpoint of histo_pl. Received: resume={path}") from error
-    if not optimizer:
-        raise UserError(
-            f"This checkpoint has weights alone and cannot be resumed. Expected last.ckpt. Received: resume={path}"
-        )
-    started_alike = bool(old_data.get("pretrained_on")) == bool(weights)
-    if old_data["name"] != data.name or old_network != spec or not started_alike:
-        raise UserError(
-            f"The checkpoint is of a run on other data, with another network or from other weights. Repeat that run's "
-            f"command line and add resume=PATH to it. Received: data {data.name}, network {spec}, weights {weights}; "
-            f"expected data {old_data['name']}, network {old_network}, "
-            f"weights of {old_data.get('pretrained_on', 'nothing')}"
-        )
-    if old_data["split"] != data.facts()["split"]:
-        raise UserError(
-            f"The checkpoint was trained on another split of the tiles. Use its own: "
-            f"data.split_file={Path(path).with_name('split.csv')}. Received: resume={path}"
-        )
 
 
 def _results(

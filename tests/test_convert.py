@@ -102,16 +102,17 @@ def test_training_goes_on_from_a_converted_model(
     assert "If tiles or patients of this test set were among its training data" in caplog.text
     assert results["data"]["pretrained_on"] == "a Keras model, Breast_Cancer_Model.h5"
     assert end.trained_on == "synthetic demo, starting from a Keras model, Breast_Cancer_Model.h5"
+    assert "resized by pillow-nearest, these are by pillow-bilinear-antialias" in caplog.text
     resume = ("trainer.max_epochs=2", f"resume={tmp_path / 'run' / 'last.ckpt'}")
-    resumed = run_training(*options, *resume, folder="resumed")
-    assert resumed["data"] == results["data"]
-    with pytest.raises(UserError, match=r"weights of a Keras model, Breast_Cancer_Model\.h5"):
-        run_training("model.dense_units=16", *resume)
+    (tmp_path / "model.ckpt").unlink()  # last.ckpt has the weights, and knows what they began with
+    for folder, given in (("with", options), ("without", options[1:])):
+        assert run_training(*given, *resume, folder=folder)["data"] == results["data"]
 
 
 def test_weights_of_another_network_are_refused(run_training: Run, keras_file: Path, tmp_path: Path) -> None:
     convert(keras_file, tmp_path / "model.ckpt")
-    with pytest.raises(UserError, match="weights are those of another network"):
+    message = r"Expected model\.dense_units=16, as .*Received: model\.dense_units=256 model\.weights="
+    with pytest.raises(UserError, match=message):
         run_training(f"model.weights={tmp_path / 'model.ckpt'}")
     for command in (
         lambda: run_training(f"model.weights={keras_file}"),
@@ -126,6 +127,8 @@ def test_what_cannot_be_converted_is_refused(keras_file: Path, trained: Path, tm
     for arguments, message in (
         ((keras_file, tmp_path / "a.h5"), "cannot be converted"),
         ((ckpt, tmp_path / "a.keras"), "cannot be converted"),
+        ((ckpt, tmp_path / "a.weights.h5"), "a whole model is written"),
+        ((keras_file, Path("/proc/a.ckpt")), "cannot be written"),
         ((keras_file, keras_file.with_suffix(".h5")), "exists already"),
         ((tmp_path / "none.h5", tmp_path / "a.ckpt"), "no such Keras file"),
         ((tmp_path / "none.ckpt", tmp_path / "a.h5"), "no such checkpoint"),
@@ -133,7 +136,7 @@ def test_what_cannot_be_converted_is_refused(keras_file: Path, trained: Path, tm
     ):
         with pytest.raises(UserError, match=message):
             convert(*arguments)
-    with pytest.raises(UserError, match="Leave --image-size"):
+    with pytest.raises(UserError, match="Expected no options"):
         convert(ckpt, tmp_path / "a.h5", image_size=32)
 
 
@@ -163,6 +166,13 @@ def test_program_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert "Received: " in done.stderr
+
+
+def test_program_says_what_it_assumes_of_weights_alone(tmp_path: Path) -> None:
+    file = save(notebook(32, "relu", units=16), tmp_path / "a.weights.h5")
+    done = run_program("convert", file, tmp_path / "a.ckpt", "--image-size", 32, "--dense-activation", "relu")
+    assert "Taken for the notebook's network: no padding" in done.stdout
+    assert load_model(tmp_path / "a.ckpt").spec["dense_activation"] == "relu"
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

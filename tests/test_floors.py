@@ -16,6 +16,7 @@ FORBIDDEN = {
     "data": ("hydra", "omegaconf", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),
     "evaluation": ("hydra", "omegaconf", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),
     "inference": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.training"),
+    "start.py": ("hydra", "omegaconf", "histo_pl.data", "histo_pl.training"),
     "callbacks.py": ("hydra", "omegaconf", "histo_pl.data", "histo_pl.training", "histo_pl.inference"),
     "keras_io.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.inference"),
     "convert.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.training"),

@@ -5,6 +5,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,10 +21,10 @@ from tests.keras_peer import keras, layers, notebook, save
 KERAS2 = ROOT / "tests" / "fixtures" / "keras2.h5"
 
 
-def build(file: Path, image_size: int | None = None) -> KerasCNN:
-    spec, state = read_keras(file, image_size)
-    network = KerasCNN(**{key: value for key, value in spec.items() if key != "name"})
-    network.load_state_dict(state)
+def build(file: Path, *given: Any) -> KerasCNN:
+    keras_network = read_keras(file, *given)
+    network = KerasCNN(**{key: value for key, value in keras_network.spec.items() if key != "name"})
+    network.load_state_dict(keras_network.state)
     return network
 
 
@@ -50,12 +51,11 @@ def test_keras_files_give_keras_numbers(tmp_path: Path, name: str, activation: s
     for weight in model.weights:
         if weight.name == "bias":
             weight.assign(np.random.default_rng(1).normal(size=weight.shape) * 0.1)
-    alone = name == "model.weights.h5"
-    network = build(save(model, tmp_path / name), 128 if alone else None)
+    given = (128, activation) if name == "model.weights.h5" else ()
+    network = build(save(model, tmp_path / name), *given)
     assert (pre_activation(network, images) - keras_pre_activation(model, images)).abs().max() <= 1e-5
-    if not alone or activation == "sigmoid":  # weights alone do not say what is applied to them
-        probability = torch.sigmoid(network(torch.from_numpy(images).permute(0, 3, 1, 2))).detach()
-        assert (probability - model(images)[:, 0].detach()).abs().max() <= 1e-6
+    probability = torch.sigmoid(network(torch.from_numpy(images).permute(0, 3, 1, 2))).detach()
+    assert (probability - model(images)[:, 0].detach()).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("size", [22, 31, 128])
@@ -68,8 +68,8 @@ def test_keras_reads_what_is_written_and_the_round_trip_is_exact(tmp_path: Path,
     model = keras.models.load_model(tmp_path / "a.h5")
     assert (pre_activation(network, images) - keras_pre_activation(model, images)).abs().max() <= 1e-5
     assert np.isfinite(model.train_on_batch(images, np.array([[0.0], [1.0]] * 4))).all()  # it comes compiled
-    assert read_keras(tmp_path / "a.h5")[0] == spec
-    for name, weight in read_keras(tmp_path / "a.h5")[1].items():
+    assert read_keras(tmp_path / "a.h5").spec == spec
+    for name, weight in read_keras(tmp_path / "a.h5").state.items():
         assert torch.equal(weight, network.state_dict()[name]), name
 
 
@@ -88,24 +88,24 @@ def test_the_files_of_keras_2_12_are_read_too(tmp_path: Path) -> None:
     """Its .keras is HDF5, and its .weights.h5 calls the folder of layers otherwise."""
     shutil.copy(KERAS2, tmp_path / "a.keras")
     given = save(notebook(30, units=4), tmp_path / "a.weights.h5")
-    expected = read_keras(given, 30)[1]
+    expected = read_keras(given, 30).state
     with h5py.File(given, "r+") as file:
         file.move("layers", "_layer_checkpoint_dependencies")
-    assert read_keras(tmp_path / "a.keras")[0] == {
+    assert read_keras(tmp_path / "a.keras").spec == {
         "name": "keras_cnn",
         "image_size": 30,
         "dense_units": 4,
         "dense_activation": "sigmoid",
     }
-    for name, weight in read_keras(given, 30)[1].items():
+    for name, weight in read_keras(given, 30).state.items():
         assert torch.equal(weight, expected[name])
 
 
 def test_a_model_without_an_input_layer_says_its_size_elsewhere(tmp_path: Path) -> None:
     model = keras.Sequential(unbuilt(notebook(30, units=4)))
     model(some_images(30))
-    assert read_keras(save(model, tmp_path / "a.h5"))[0]["image_size"] == 30
-    assert read_keras(save(model, tmp_path / "a.keras"))[0]["image_size"] == 30
+    assert read_keras(save(model, tmp_path / "a.h5")).spec["image_size"] == 30
+    assert read_keras(save(model, tmp_path / "a.keras")).spec["image_size"] == 30
 
 
 def unbuilt(model: keras.Sequential) -> list[keras.Layer]:
@@ -169,13 +169,15 @@ def test_resnet50_is_refused(tmp_path: Path) -> None:
 
 def test_weights_alone_need_the_right_image_size(tmp_path: Path) -> None:
     file = save(notebook(64, units=4), tmp_path / "a.weights.h5")
-    with pytest.raises(UserError, match="--image-size PIXELS, 62 to 69 for these weights"):
+    with pytest.raises(UserError, match="fit --image-size 62 to 69"):
         read_keras(file)
     with pytest.raises(UserError, match=r"dense: its weights have the shapes.*62 to 69"):
         read_keras(file, 128)
-    assert read_keras(file, 62)[0]["image_size"] == 62
-    with pytest.raises(UserError, match="made for images of 64 pixels"):
+    assert read_keras(file, 62).spec["image_size"] == 62
+    with pytest.raises(UserError, match=r"own image_size is 64, not 128\. Expected no --image-size"):
         read_keras(save(notebook(64, units=4), tmp_path / "a.h5"), 128)
+    with pytest.raises(UserError, match=r"own dense_activation is sigmoid, not relu\. Expected no --dense-activation"):
+        read_keras(tmp_path / "a.h5", dense_activation="relu")
 
 
 def truncated(file: Path) -> None:

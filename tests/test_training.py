@@ -120,6 +120,7 @@ def test_a_resume_that_would_mix_the_split_is_refused(run_training: Run, trained
         ((f"resume={tmp_path / 'none.ckpt'}",), "no checkpoint to resume"),
         ((f"resume={text}",), "no checkpoint of histo_pl"),
         ((f"resume={trained / 'last.ckpt'}", "model.dense_units=8"), "another network"),
+        ((f"resume={trained / 'last.ckpt'}", "model.weights=x.ckpt"), "did not start from given weights"),
     ):
         with pytest.raises(UserError, match=message):
             run_training(*overrides)

@@ -38,8 +38,8 @@ class KerasCNN(nn.Module):
         super().__init__()
         if image_size < MIN_IMAGE_SIZE:
             raise UserError(
-                f"The image is too small for three convolutions. Expected data.image_size of at least "
-                f"{MIN_IMAGE_SIZE}. Received: {image_size}"
+                f"The image is too small for three convolutions. Expected an image size of at least "
+                f"{MIN_IMAGE_SIZE} pixels. Received: {image_size}"
             )
         if dense_activation not in ACTIVATIONS:
             raise UserError(

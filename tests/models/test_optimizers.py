@@ -75,9 +75,8 @@ def test_on_the_same_gradients_adam_moves_as_keras_adam(scale: float) -> None:
 def test_a_step_of_the_whole_network_is_keras_step(tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     peer = notebook(64)
-    _, state = read_keras(save(peer, tmp_path / "0.h5"))
     network = KerasCNN(64)
-    network.load_state_dict(state)
+    network.load_state_dict(read_keras(save(peer, tmp_path / "0.h5")).state)
     optimizer = adam(network, keras_eps=True)
     rng = np.random.default_rng(0)
     images, labels = rng.random((8, 64, 64, 3), dtype=np.float32), np.array([0, 1] * 4, dtype=np.float32)
@@ -87,7 +86,7 @@ def test_a_step_of_the_whole_network_is_keras_step(tmp_path: Path) -> None:
         logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
         binary_cross_entropy_with_logits(logits, torch.from_numpy(labels)).backward()
         optimizer.step()
-        _, expected = read_keras(save(peer, tmp_path / f"{step}.h5"))
+        expected = read_keras(save(peer, tmp_path / f"{step}.h5")).state
         for name, weight in network.state_dict().items():
             assert (weight - expected[name]).abs().max() <= tolerance, (step, name)
 

@@ -1,0 +1,121 @@
+"""What a training starts from: random weights, given weights, or a run that goes on."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from histo_pl.errors import UserError
+from histo_pl.images import RESIZE
+from histo_pl.inference import TrainedModel, find_checkpoint, load_model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    Attributes:
+        network: Holds the weights to start from. None: random ones, or those that Lightning resumes.
+        pretrained_on: What trained the first weights, if they were given.
+    """
+
+    network: nn.Module | None = None
+    pretrained_on: str | None = None
+
+
+def find_start(*, weights: str | None, resume: str | None, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> Start:
+    """Find what a training starts from, and refuse what would make its results untrue.
+
+    Args:
+        weights: A checkpoint of the same network to start from, or None.
+        resume: A last.ckpt to go on from, or None. It holds the weights, so `weights` is not read.
+        spec: What builds the network.
+        facts: The data (`HistologyDataModule.facts`).
+
+    Returns:
+        The start.
+
+    Raises:
+        UserError: A checkpoint is missing or no checkpoint, of another network, or of a run on other data or
+            another split.
+    """
+    if resume is not None:
+        return Start(pretrained_on=_origin_of_run(resume, weights, spec, facts))
+    if weights is None:
+        return Start()
+    model = load_model(find_checkpoint(weights))
+    _check_same_network(weights, model.spec, spec)
+    _announce(weights, model, facts)
+    return Start(model.network, model.trained_on)
+
+
+def _check_same_network(path: str, trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [key for key in sorted(trained.keys() | wanted.keys()) if trained.get(key) != wanted.get(key)]
+    if differing:
+        expected, received = (_overrides({key: spec.get(key) for key in differing}) for spec in (trained, wanted))
+        raise UserError(
+            f"The weights are those of another network. Expected {expected}, as they were trained with. "
+            f"Received: {received} model.weights={path}"
+        )
+
+
+def _overrides(spec: Mapping[str, Any]) -> str:
+    keys = {"name": "model", "image_size": "data.image_size"}
+    return " ".join(f"{keys.get(key, f'model.{key}')}={value}" for key, value in spec.items())
+
+
+@rank_zero_only
+def _announce(path: str, model: TrainedModel, facts: Mapping[str, Any]) -> None:
+    log.info("Starting from %s, trained on: %s", path, model.trained_on)
+    if model.data["split"] != facts["split"]:
+        log.info("  If tiles or patients of this test set were among its training data, the test flatters.")
+    if model.resize != RESIZE:
+        log.info("  Its tiles were resized by %s, these are by %s:", model.resize, RESIZE)
+        log.info("  on tiles that are not of the network's size its answers change with that.")
+
+
+def _origin_of_run(path: str, weights: str | None, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
+    """Refuse to go on with a run whose test tiles this run would train on, or with another network."""
+    old_data, old_spec = _read_run(path)
+    if old_data["name"] != facts["name"] or old_spec != spec:
+        raise UserError(
+            f"The checkpoint is of a run on other data or with another network. Repeat that run's command line "
+            f"and add resume=PATH to it. Received: data {facts['name']}, "
+            f"network {spec}; expected data {old_data['name']}, network {old_spec}"
+        )
+    if old_data["split"] != facts["split"]:
+        raise UserError(
+            f"The checkpoint was trained on another split of the tiles. Use its own: "
+            f"data.split_file={Path(path).with_name('split.csv')}. Received: resume={path}"
+        )
+    origin = old_data.get("pretrained_on")
+    if weights is not None and origin is None:
+        raise UserError(
+            f"The run to go on with did not start from given weights. Expected no model.weights. "
+            f"Received: model.weights={weights} resume={path}"
+        )
+    return origin
+
+
+def _read_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a last.ckpt's data and network."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no checkpoint to resume from. Expected a last.ckpt. Received: resume={path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        facts, optimizer = checkpoint["hyper_parameters"], checkpoint.get("optimizer_states")
+        data, spec = facts["data"], facts["network"]
+    except Exception as error:
+        raise UserError(f"This file is no checkpoint of histo_pl. Received: resume={path}") from error
+    if not optimizer:
+        raise UserError(
+            f"This checkpoint has weights alone and cannot be resumed. Expected last.ckpt. Received: resume={path}"
+        )
+    return data, spec

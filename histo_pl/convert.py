@@ -1,5 +1,6 @@
 """Keras models to checkpoints and back: what `python -m histo_pl convert` does."""
 
+import os
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from histo_pl.inference.checkpoint import KERAS_SUFFIXES, TrainedModel, load_mod
 from histo_pl.keras_io import KerasNetwork, read_keras, write_keras
 
 CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")
+NOTED = ("resize", "threshold", "data")  # of a TrainedModel: what Keras's file has no place for
 ASSUMED = """\
 Weights alone do not say how they are used. Taken for the notebook's network: no padding, 2x2 max-pooling, ReLU after
 each convolution, that activation after the dense layer (--dense-activation), a sigmoid at the end. Check a few tiles.
@@ -45,7 +47,7 @@ def convert(
         UserError: The files are not as expected.
     """
     suffixes = source.suffix.lower(), target.suffix.lower()
-    if target.exists():
+    if os.path.exists(target):  # noqa: PTH110  (Path.exists fails on a name that is too long)
         raise UserError(f"The file to write exists already. Expected a new name. Received: {target}")
     if suffixes[0] in KERAS_SUFFIXES and suffixes[1] == CHECKPOINT:
         network = read_keras(source, image_size, dense_activation)
@@ -72,10 +74,8 @@ def _to_checkpoint(keras: KerasNetwork, source: Path, target: Path, malignant: i
         network=network_of(spec, {f"backbone.{name}": weight for name, weight in state.items()}),
         spec=spec,
         image_size=spec["image_size"],
-        resize=KERAS_RESIZE,
-        threshold=0.5,
         temperature=1.0,
-        data=_unknown_data(source),
+        **(_unknown_training(source) if keras.note is None else _noted_training(source, keras.note)),
     )
     with _written(target) as file:
         save_model(model, file)
@@ -105,7 +105,7 @@ def _to_keras(source: Path, target: Path) -> str:
     for name in ("dense_1.weight", "dense_1.bias"):
         state[name] = state[name] / model.temperature  # Keras's sigmoid has none
     with _written(target) as file:
-        write_keras(file, model.spec, state)
+        write_keras(file, model.spec, state, {key: getattr(model, key) for key in NOTED})
     return (
         f"Wrote {target}: {_described(model)}\n"
         f"keras.models.load_model reads it. Feed it RGB / 255 of shape (B, {model.image_size}, {model.image_size}, 3), "
@@ -121,9 +121,9 @@ def _described(model: TrainedModel) -> str:
     )
 
 
-def _unknown_data(source: Path) -> dict[str, Any]:
-    """What a checkpoint says of its training data, as far as a Keras file tells it: nothing but a name."""
-    return {
+def _unknown_training(source: Path) -> dict[str, Any]:
+    """What a checkpoint says of its training, as far as Keras's file tells it: nothing but a name."""
+    data = {
         "name": f"a Keras model, {source.name}",
         "synthetic": False,
         "root": None,
@@ -132,6 +132,18 @@ def _unknown_data(source: Path) -> dict[str, Any]:
         "parts": None,
         "split": None,
     }
+    return {"resize": KERAS_RESIZE, "threshold": 0.5, "data": data}
+
+
+def _noted_training(source: Path, note: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What was noted when the file was written here, so that nothing is lost on the way back."""
+    known = _unknown_training(source)
+    sound = isinstance(note, dict) and note.keys() == known.keys() and isinstance(note["data"], dict)
+    if not sound or not known["data"].keys() <= note["data"].keys() or not isinstance(note["threshold"], int | float):
+        raise UserError(
+            f"What histo_pl noted in this file has been changed. Expected a file as written. Received: {source}"
+        )
+    return note
 
 
 @contextmanager
@@ -144,8 +156,9 @@ def _written(target: Path) -> Iterator[Path]:
             file = Path(folder, target.name)
             yield file
             file.rename(target)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # PyTorch and HDF5 have their own words for a full disk
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
         raise UserError(
-            f"The file cannot be written ({error.strerror}). Expected a folder with room that you may write to. "
+            f"The file cannot be written ({reason}). Expected a folder with room that you may write to. "
             f"Received: {target}"
         ) from error

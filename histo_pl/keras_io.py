@@ -5,11 +5,13 @@ Keras 2, which Keras 3 reads too.
 """
 
 import json
+import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from itertools import zip_longest
 from math import isqrt
 from pathlib import Path, PurePosixPath
@@ -50,6 +52,19 @@ TRAINING = {  # the notebook's compile()
     "optimizer_config": {"class_name": "Adam", "config": {"name": "Adam", "learning_rate": 1e-3, "epsilon": 1e-7}},
 }
 
+NOTE = "histo_pl"  # the attribute that keeps what a Keras file has no place for
+MAX_IMAGE_SIZE = 16_384  # beyond it the dense layer alone would take half a terabyte
+MALFORMED = (  # what reading a damaged or hostile file ends in
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
 ZIP = b"PK\x03\x04"  # how a zip file begins
 FOLDERS = ("layers", "_layer_checkpoint_dependencies")  # of weights without layer_names: since Keras 2.13, and 2.12
 WEIGHTED = ("conv2d", "conv2d_1", "conv2d_2", "dense", "dense_1")
@@ -63,11 +78,13 @@ class KerasNetwork(NamedTuple):
         spec: What `build_network` takes.
         state: The state dictionary of its `KerasCNN`, float32.
         weights_alone: Whether the file has no description of the network: what its weights are for is assumed.
+        note: What `write_keras` was given to note, parsed JSON; None if the file is not of its making.
     """
 
     spec: dict[str, Any]
     state: dict[str, Tensor]
     weights_alone: bool
+    note: Any
 
 
 class _UnexpectedFileError(Exception):
@@ -89,39 +106,60 @@ def read_keras(path: Path, image_size: int | None = None, dense_activation: str 
     Raises:
         UserError: h5py is missing, the file is damaged, no Keras file or harmful, or another network.
     """
-    if not path.is_file():
+    require_h5py()
+    if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file fails on a name that is too long)
         raise UserError(f"There is no such Keras file. Expected an .h5 or .keras file. Received: {path}")
+    if image_size is not None and not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(
+            f"The image size is out of range. Expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels. "
+            f"Received: {image_size}"
+        )
     try:
         with _opened(path) as (model, weights):
             given = {"image_size": image_size, "dense_activation": dense_activation}
             spec = given if model is None else _check_model(model, given)
-            return KerasNetwork(*_load(_layer_weights(weights), spec), weights_alone=model is None)
+            note = weights.file.attrs.get(NOTE)
+            return KerasNetwork(
+                *_load(_layer_weights(weights), spec),
+                weights_alone=model is None,
+                note=None if note is None else json.loads(note),
+            )
     except _UnexpectedFileError as error:
-        raise UserError(f"{error} Received: {path}") from error
-    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-        reason = " ".join(str(error).split())
+        raise UserError(f"{_printable(error)} Received: {path}") from error
+    except MALFORMED as error:
         raise UserError(
-            f"This file is damaged, or no Keras file ({reason}). Expected what Keras's model.save() or "
+            f"This file is damaged, or no Keras file ({_printable(error)}). Expected what Keras's model.save() or "
             f"save_weights() wrote. Received: {path}"
         ) from error
 
 
-def write_keras(path: Path, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+def _printable(error: Exception, longest: int = 400) -> str:
+    """An error's text on one line: it may quote a stranger's file."""
+    text = " ".join(str(error).split())
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
+def write_keras(path: Path, spec: Mapping[str, Any], state: Mapping[str, Tensor], note: Any = None) -> None:  # noqa: ANN401
     """Write the network as the `.h5` of a whole, compiled Keras 2 model, which Keras 3 reads too.
 
     Args:
         path: The file to write.
         spec: What `build_network` took, of the name keras_cnn.
         state: The state dictionary of its `KerasCNN`.
+        note: Plain values to keep in the file, which Keras does not look at.
 
     Raises:
         UserError: h5py is missing.
     """
-    layers = _architecture(spec["dense_units"], spec["dense_activation"], spec["image_size"])
+    arguments = signature(KerasCNN).bind(**{key: value for key, value in spec.items() if key != "name"})
+    arguments.apply_defaults()
+    layers = _architecture(**arguments.arguments)
     model = {"class_name": "Sequential", "config": {"name": "sequential", "layers": layers}}
     version = {"backend": "tensorflow", "keras_version": "2.15.0"}
     with require_h5py().File(path, "w") as file:
         file.attrs.update(version | {"model_config": json.dumps(model), "training_config": json.dumps(TRAINING)})
+        file.attrs[NOTE] = json.dumps(note)
         group = file.create_group("model_weights")
         names = [layer["config"]["name"] for layer in layers]
         group.attrs.update(version | {"layer_names": np.array(names, dtype=bytes)})
@@ -184,15 +222,15 @@ def _check_archive(archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     for member in members:
         place = PurePosixPath(member.filename.replace("\\", "/"))
-        if place.is_absolute() or ".." in place.parts:
+        if place.is_absolute() or ".." in place.parts or ":" in member.filename:
             raise _UnexpectedFileError(
                 f"This .keras file is harmful: its member {member.filename!r} would leave the folder that it is "
                 f"unpacked in. Expected a file from a source that you trust."
             )
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise _UnexpectedFileError(
-                f"The member {member.filename!r} of this .keras file is compressed. Expected members stored as they "
-                f"are, as Keras writes them."
+                f"The member {member.filename!r} of this .keras file is compressed or encrypted. "
+                f"Expected members stored as they are, as Keras writes them."
             )
     names = [member.filename for member in members]
     for name in ("config.json", "model.weights.h5"):
@@ -214,7 +252,7 @@ def _descend(group: "h5py.Group", path: str) -> Any:  # noqa: ANN401
     return place
 
 
-def _architecture(units: int, activation: str, image_size: int) -> list[Layer]:
+def _architecture(image_size: int, dense_units: int, dense_activation: str) -> list[Layer]:
     """The notebook's layers as Keras describes them, the input first."""
     layers: list[tuple[str, str, dict[str, Any]]] = [
         ("InputLayer", "input", {"batch_input_shape": [None, image_size, image_size, 3]})
@@ -223,7 +261,7 @@ def _architecture(units: int, activation: str, image_size: int) -> list[Layer]:
         layers.append(("Conv2D", f"conv2d{suffix}", {"filters": filters, **CONVOLUTION}))
         layers.append(("MaxPooling2D", f"max_pooling2d{suffix}", POOLING))
     layers.append(("Flatten", "flatten", CHANNELS_LAST))
-    layers.append(("Dense", HIDDEN, {"units": units, "activation": activation, "use_bias": True}))
+    layers.append(("Dense", HIDDEN, {"units": dense_units, "activation": dense_activation, "use_bias": True}))
     layers.append(("Dense", OUTPUT, {"units": 1, "activation": "sigmoid", "use_bias": True}))
     return [{"class_name": kind, "config": {"name": name, **config}} for kind, name, config in layers]
 
@@ -234,17 +272,17 @@ def _check_model(model: Any, given: dict[str, Any]) -> dict[str, Any]:  # noqa: 
     Returns:
         Its `image_size` and `dense_activation`.
     """
-    if not isinstance(model, dict) or model.get("class_name") != "Sequential":
-        kind = model.get("class_name") if isinstance(model, dict) else type(model).__name__
+    kind = _class_of(model) if isinstance(model, dict) else type(model).__name__
+    if kind != "Sequential":
         raise _UnexpectedFileError(f"This is a {kind} model. Expected the notebook's network, a Sequential model.")
     config = model["config"] if isinstance(model["config"], dict) else {"layers": model["config"]}
     layers = config["layers"]
     size = _image_size(config)
-    if layers[0]["class_name"] == "InputLayer":
+    if _class_of(layers[0]) == "InputLayer":
         layers = layers[1:]
-    hidden = next((layer["config"] for layer in layers if layer["class_name"] == "Dense"), {})
-    activation = hidden.get("activation")
-    wanted = _architecture(hidden.get("units", 256), activation if activation in ACTIVATIONS else "sigmoid", size)
+    hidden = next((layer["config"] for layer in layers if _class_of(layer) == "Dense"), {})
+    units, activation = hidden.get("units", 256), hidden.get("activation")
+    wanted = _architecture(size, units, activation if activation in tuple(ACTIVATIONS) else "sigmoid")
     for number, (layer, expected) in enumerate(zip_longest(layers, wanted[1:]), start=1):
         _check_layer(number, layer, expected)
     found = {"image_size": size, "dense_activation": activation}
@@ -253,7 +291,12 @@ def _check_model(model: Any, given: dict[str, Any]) -> dict[str, Any]:  # noqa: 
             raise _UnexpectedFileError(
                 f"The model's own {key} is {found[key]}, not {value}. Expected no --{key.replace('_', '-')}."
             )
-    return found
+    return found | {"dense_units": units}
+
+
+def _class_of(described: dict[str, Any]) -> str:
+    """A layer's class by the name it is registered under: `Dense` may be somebody's own."""
+    return described.get("registered_name") or described["class_name"]
 
 
 def _image_size(config: dict[str, Any]) -> int:
@@ -264,8 +307,10 @@ def _image_size(config: dict[str, Any]) -> int:
         raise _UnexpectedFileError(
             f"The model's input has the shape {shape}. Expected [null, S, S, 3]: square RGB images."
         )
-    if not isinstance(shape[1], int) or shape[1] < MIN_IMAGE_SIZE:
-        raise _UnexpectedFileError(f"The model's image size is {shape[1]}. Expected at least {MIN_IMAGE_SIZE} pixels.")
+    if not isinstance(shape[1], int) or not MIN_IMAGE_SIZE <= shape[1] <= MAX_IMAGE_SIZE:
+        raise _UnexpectedFileError(
+            f"The model's image size is {shape[1]}. Expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels."
+        )
     return shape[1]
 
 
@@ -276,8 +321,8 @@ def _check_layer(number: int, layer: Layer | None, expected: Layer | None) -> No
     if layer is None:
         raise _UnexpectedFileError(f"Layer {number} is missing. Expected {expected['class_name']}, as in the notebook.")
     place = f"Layer {number} ({layer['config'].get('name')}) is not the notebook's"
-    if layer["class_name"] != expected["class_name"]:
-        raise _UnexpectedFileError(f"{place}: it is {layer['class_name']}. Expected {expected['class_name']}.")
+    if _class_of(layer) != expected["class_name"]:
+        raise _UnexpectedFileError(f"{place}: it is {_class_of(layer)}. Expected {expected['class_name']}.")
     for key, value in expected["config"].items():
         if key == "name" or (key in OPTIONAL and key not in layer["config"]):
             continue
@@ -312,12 +357,13 @@ def _names(group: "h5py.Group", attribute: str) -> list[str]:
 
 def _load(layers: Sequence[Weights], spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Copy the weights into PyTorch's layout, each checked against the network that it is to be part of."""
-    dense = layers[WEIGHTED.index(HIDDEN)][1][0] if len(layers) == len(WEIGHTED) else None
+    place = WEIGHTED.index(HIDDEN)
+    dense = layers[place][1][0] if len(layers) > place else None
     if spec["image_size"] is None:
         raise _UnexpectedFileError(f"This file has weights alone. Add --image-size PIXELS.{_possible_sizes(dense)}")
     arguments = {
         "image_size": spec["image_size"],
-        "dense_units": dense.shape[-1] if dense is not None and dense.shape else 1,
+        "dense_units": spec.get("dense_units") or (dense.shape[-1] if dense is not None and dense.shape else 1),
         "dense_activation": spec["dense_activation"] or "sigmoid",
     }
     with torch.device("meta"):
@@ -361,7 +407,12 @@ def _read(dataset: "h5py.Dataset") -> Tensor:
             f"The weights {dataset.name} are not stored as Keras stores them. Expected floating-point numbers, "
             f"uncompressed and in this file."
         )
-    return torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
+    values = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
+    if not torch.isfinite(values).all():
+        raise _UnexpectedFileError(
+            f"The weights {dataset.name} are not all finite: the training diverged. Expected a model that answers."
+        )
+    return values
 
 
 def _module(name: str) -> str:

@@ -101,6 +101,8 @@ def _origin_of_run(path: str, weights: str | None, spec: Mapping[str, Any], fact
             f"The run to go on with did not start from given weights. Expected no model.weights. "
             f"Received: model.weights={weights} resume={path}"
         )
+    if weights is not None:
+        log.info("Going on with the weights in %s: model.weights is not read again.", path)
     return origin
 
 

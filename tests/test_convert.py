@@ -68,6 +68,17 @@ def test_there_and_back_is_exact(keras_file: Path, tmp_path: Path) -> None:
         assert np.array_equal(a, b)
 
 
+def test_there_and_back_a_checkpoint_stays_what_it_is(trained: Path, tmp_path: Path) -> None:
+    convert(trained / "best.ckpt", tmp_path / "there.h5")
+    convert(tmp_path / "there.h5", tmp_path / "back.ckpt")
+    first, again = load_model(trained / "best.ckpt"), load_model(tmp_path / "back.ckpt")
+    for name in ("spec", "image_size", "resize", "threshold", "temperature", "data"):
+        assert getattr(again, name) == getattr(first, name)
+    keras.models.load_model(tmp_path / "there.h5").save(tmp_path / "saved_anew.h5")
+    convert(tmp_path / "saved_anew.h5", tmp_path / "anew.ckpt")
+    assert load_model(tmp_path / "anew.ckpt").trained_on == "a Keras model, saved_anew.h5"
+
+
 def test_where_keras_first_class_is_malignant_the_sign_is_turned(keras_file: Path, tmp_path: Path) -> None:
     convert(keras_file, tmp_path / "one.ckpt", malignant=1)
     convert(keras_file, tmp_path / "zero.ckpt", malignant=0)

@@ -159,6 +159,21 @@ def test_another_network_is_refused_by_the_layer_that_differs(
     assert "\n" not in str(caught.value)
 
 
+@keras.saving.register_keras_serializable("mine")
+class Dense(layers.Dense):
+    """Somebody's own, by Keras's name."""
+
+    def call(self, inputs: Any) -> Any:
+        return 2 * super().call(inputs)
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_a_custom_class_of_a_known_name_is_refused(tmp_path: Path, suffix: str) -> None:
+    file = save(with_layer(7, Dense(4, activation="sigmoid", name="own")), tmp_path / f"a.{suffix}")
+    with pytest.raises(UserError, match=r"Layer 8 \(own\).*it is mine>Dense"):
+        read_keras(file)
+
+
 def test_resnet50_is_refused(tmp_path: Path) -> None:
     model = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
     with pytest.raises(UserError, match=r"Functional model\. Expected the notebook's network"):
@@ -226,9 +241,76 @@ def swollen(file: Path) -> None:
         opened.create_dataset("model_weights/dense/dense/kernel:0", (512, 4), "f4", chunks=(1, 4), compression="gzip")
 
 
+KERNEL = "model_weights/dense/dense/kernel:0"
+
+
+def with_kernel(make: Callable[[h5py.File], object]) -> Callable[[Path], None]:
+    """A whole model whose dense kernel (512, 4) is made in another way."""
+
+    def damage(file: Path) -> None:
+        shutil.copy(KERAS2, file)
+        with h5py.File(file, "r+") as opened:
+            del opened[KERNEL]
+            make(opened)
+
+    return damage
+
+
+def stored_outside(opened: h5py.File) -> None:
+    """Its numbers are the bytes of another file."""
+    opened.create_dataset(KERNEL, (512, 4), "f4", external=[(str(KERAS2), 0, 512 * 4 * 4)])
+
+
+def virtual(opened: h5py.File) -> None:
+    layout = h5py.VirtualLayout((512, 4), "f4")
+    layout[:] = h5py.VirtualSource(str(KERAS2), KERNEL, (512, 4))
+    opened.create_virtual_dataset(KERNEL, layout)
+
+
+def never_written(opened: h5py.File) -> None:
+    opened.create_dataset(KERNEL, (512, 4), "f4")
+
+
+def of_integers(opened: h5py.File) -> None:
+    opened[KERNEL] = np.zeros((512, 4), "i4")
+
+
+def diverged(opened: h5py.File) -> None:
+    opened[KERNEL] = np.full((512, 4), np.nan, "f4")
+
+
+def described_otherwise(**changes: Any) -> Callable[[Path], None]:
+    """A whole model whose dense layer of 4 is described otherwise."""
+
+    def damage(file: Path) -> None:
+        shutil.copy(KERAS2, file)
+        with h5py.File(file, "r+") as opened:
+            model = json.loads(opened.attrs["model_config"])
+            model["config"]["layers"][-2]["config"].update(changes)
+            opened.attrs["model_config"] = json.dumps(model)
+
+    return damage
+
+
+def without_config(file: Path) -> None:
+    shutil.copy(KERAS2, file)
+    with h5py.File(file, "r+") as opened:
+        model = json.loads(opened.attrs["model_config"])
+        del model["config"]["layers"][3]["config"]
+        opened.attrs["model_config"] = json.dumps(model)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (with_kernel(stored_outside), "not stored as Keras stores them"),
+        (with_kernel(virtual), "not stored as Keras stores them"),
+        (with_kernel(never_written), "not stored as Keras stores them"),
+        (with_kernel(of_integers), "not stored as Keras stores them"),
+        (with_kernel(diverged), "not all finite"),
+        (described_otherwise(units=77), "Layer dense is not the notebook's dense"),
+        (described_otherwise(name="a\nb\x1b[31m", activation="x" * 9999), r"Layer 8 \(a b\?\[31m\)"),
+        (without_config, "damaged, or no Keras file"),
         (truncated, "damaged, or no Keras file"),
         (pickled, "damaged, or no Keras file"),
         (nothing_but_hdf5, "holds no layers"),
@@ -247,6 +329,7 @@ def test_a_damaged_or_hostile_h5_gets_one_line(tmp_path: Path, damage: Callable[
         read_keras(file, 30)
     assert str(caught.value).endswith(f"Received: {file}")
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
 
 
 def repacked(tmp_path: Path, file: Path, change: str) -> None:
@@ -259,8 +342,15 @@ def repacked(tmp_path: Path, file: Path, change: str) -> None:
                 bad.writestr(name, good.read(name))
         if "/" in change:
             bad.writestr(change, b"harm")
+        if change == "twice":
+            with pytest.warns(UserWarning, match="Duplicate"):
+                bad.writestr("config.json", good.read("config.json"))
     if change == "cut":
         file.write_bytes(file.read_bytes()[:-2000])
+    if change == "hollow":  # a member ends before the size that the archive's directory claims
+        bytes_ = file.read_bytes()
+        size = zipfile.ZipFile(file).getinfo("model.weights.h5").file_size.to_bytes(4, "little")
+        file.write_bytes(bytes_.replace(size, (2**31).to_bytes(4, "little")))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +359,10 @@ def repacked(tmp_path: Path, file: Path, change: str) -> None:
         ("../evil.py", "harmful"),
         ("/etc/evil", "harmful"),
         ("..\\..\\/evil", "harmful"),
+        ("C:/evil", "harmful"),
         ("compressed", "is compressed"),
+        ("twice", "2 members 'config.json'"),
+        ("hollow", "damaged, or no Keras file"),
         ("config.json", "0 members 'config.json'"),
         ("model.weights.h5", "0 members 'model.weights.h5'"),
         ("cut", "damaged, or no Keras file"),

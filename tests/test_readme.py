@@ -66,7 +66,7 @@ def test_predict_commands(command: str, trained: Path, tiles: Path, tmp_path: Pa
 
 
 def test_convert_commands(trained: Path, tmp_path: Path) -> None:
-    """In the README's order, each with what the one before left."""
+    """From a checkpoint to Keras and back: what the README's two lines do."""
     there, back = (shlex.split(c, comments=True)[3:] for c in COMMANDS if c.startswith("python -m histo_pl"))
     assert [Path(file).suffix for file in (*there[1:], *back[1:])] == [".h5", ".ckpt", ".ckpt", ".h5"]
     main(["convert", str(trained / "best.ckpt"), str(tmp_path / back[2])])

@@ -20,13 +20,13 @@ class KerasRandomAffine(v2.Transform):
     (`fill_mode="nearest"`). torchvision's separate transforms sample it once a step, and softer each time.
 
     The arguments bear Keras's names and units, and every number is drawn uniformly and independently from
-    PyTorch's default generator. As in Keras 2.15 and 3.15, `height_shift_range` shifts along the width and
-    `width_shift_range` along the height: the two are mixed up there.
+    PyTorch's default generator. It is for square tiles, as all are here. As in Keras 2.15 and 3.15,
+    `height_shift_range` shifts sideways and `width_shift_range` up and down: the two are mixed up there.
 
     Args:
         rotation_range: Degrees; the angle is drawn from +- this.
-        width_shift_range: Share of the height in [0, 1); the shift is drawn from +- this.
-        height_shift_range: Share of the width in [0, 1); the shift is drawn from +- this.
+        width_shift_range: Share of the side in [0, 1); the shift is drawn from +- this.
+        height_shift_range: Share of the side in [0, 1); the shift is drawn from +- this.
         shear_range: Degrees; the shear angle is drawn from +- this.
         zoom_range: Lower and upper bound of the two zooms, or z for 1 - z to 1 + z. Below 1 magnifies,
             above 1 shows what lies beyond the edge: the edge's pixels, repeated.
@@ -34,7 +34,8 @@ class KerasRandomAffine(v2.Transform):
         vertical_flip: Whether every second tile, at random, is turned upside down.
 
     Raises:
-        UserError: A range is negative, a shift is not below 1, or a zoom is not positive.
+        UserError: A range is no number or negative, a shift is not below 1, a zoom is not positive, or a flip is
+            neither true nor false.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class KerasRandomAffine(v2.Transform):
         self.height_shift_range = _checked("height_shift_range", height_shift_range, below=1)
         self.shear_range = _checked("shear_range", shear_range)
         self.zoom_range = _zoom_bounds(zoom_range)
-        self.horizontal_flip = horizontal_flip
-        self.vertical_flip = vertical_flip
+        self.horizontal_flip = _checked_flip("horizontal_flip", horizontal_flip)
+        self.vertical_flip = _checked_flip("vertical_flip", vertical_flip)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Tensor]:
         """Draw one set of parameters for each tile.
@@ -88,7 +89,7 @@ class KerasRandomAffine(v2.Transform):
         """Warp a tile or a batch.
 
         Args:
-            inpt: Tensor (..., C, H, W), of bytes or floats, on any device.
+            inpt: Tensor (..., C, H, W), of bytes or floats, on a device that knows float64 (CPU, CUDA).
             params: As `make_params` returns them.
 
         Returns:
@@ -161,15 +162,25 @@ def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 def _checked(name: str, value: float, below: float = math.inf) -> float:
-    if not 0 <= value < below:
+    if not _is_number(value) or not 0 <= value < below:
         limit = "" if below == math.inf else f" and less than {below}"
         raise UserError(f"augment.{name} is out of range. Expected at least 0{limit}. Received: {value}")
     return float(value)
 
 
+def _checked_flip(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"augment.{name} is not as expected. Expected true or false. Received: {value}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _zoom_bounds(zoom_range: float | Sequence[float]) -> tuple[float, float]:
-    bounds = (1 - zoom_range, 1 + zoom_range) if isinstance(zoom_range, int | float) else tuple(zoom_range)
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:  # noqa: PLR2004
+    bounds = (1 - zoom_range, 1 + zoom_range) if isinstance(zoom_range, int | float) else tuple(zoom_range or ())
+    if len(bounds) != 2 or not all(map(_is_number, bounds)) or not 0 < bounds[0] <= bounds[1]:  # noqa: PLR2004
         raise UserError(
             f"augment.zoom_range is out of range. Expected z of at least 0 and less than 1, or a lower and an upper "
             f"bound above 0. Received: {zoom_range}"

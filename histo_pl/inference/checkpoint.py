@@ -1,6 +1,7 @@
 """From a checkpoint file to a network that is ready to answer, and back."""
 
 import pickle
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,8 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if path.suffix.lower() in KERAS_SUFFIXES:
         raise UserError(
-            f"This is a Keras model. Make it a checkpoint first: python -m histo_pl convert {path} "
-            f"{path.with_suffix('.ckpt')}. Received: {path}"
+            f"This is a Keras model. Make it a checkpoint first: python -m histo_pl convert "
+            f"{shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.ckpt')))}. Received: {path}"
         )
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

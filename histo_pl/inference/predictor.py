@@ -1,5 +1,6 @@
 """A trained model's opinion on image files."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ class Prediction:
         file: The file, as it was named.
         probability: Of malignancy, in [0, 1]; None if the file could not be read.
         label: Malignant or Benign; None if the file could not be read.
-        error: Why the file could not be read; None if it could.
+        error: Why the file could not be read or the model gave no number; None if all went well.
         trained_on: The name of the data that trained the model.
     """
 
@@ -100,6 +101,9 @@ class Predictor:
             return error
 
     def _answer(self, file: Path, probability: float) -> Prediction:
+        if math.isnan(probability):
+            reason = "The model's answer is no number: its weights have diverged."
+            return Prediction(str(file), None, None, reason, self.model.trained_on)
         label = "Malignant" if probability > self.model.threshold else "Benign"
         return Prediction(str(file), probability, label, None, self.model.trained_on)
 

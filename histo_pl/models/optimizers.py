@@ -23,9 +23,6 @@ class KerasAdam(Adam):
 
     def __init__(self, params: Iterable[Any], *, eps: float = 1e-7, **options: Any) -> None:  # noqa: ANN401
         super().__init__(params, eps=eps, **options)
-        for group in self.param_groups:
-            group["keras_eps"] = group["eps"]
-            group["steps"] = 0
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step, with the eps that makes it Keras's.
@@ -36,10 +33,19 @@ class KerasAdam(Adam):
         Returns:
             What the closure returns.
         """
+        own = [group["eps"] for group in self.param_groups]
         for group in self.param_groups:
-            group["steps"] += 1
-            group["eps"] = group["keras_eps"] / (1 - group["betas"][1] ** group["steps"]) ** 0.5
-        return super().step(closure)
+            group["eps"] /= (1 - group["betas"][1] ** self._next_step(group)) ** 0.5
+        try:
+            return super().step(closure)
+        finally:
+            for group, eps in zip(self.param_groups, own, strict=True):
+                group["eps"] = eps
+
+    def _next_step(self, group: dict[str, Any]) -> int:
+        """Ask Adam's own count, which a skipped step of mixed precision does not raise."""
+        taken = (self.state[weight]["step"] for weight in group["params"] if "step" in self.state.get(weight, {}))
+        return int(next(taken, 0)) + 1
 
 
 def adam(

@@ -117,6 +117,9 @@ def test_without_ranges_nothing_changes_and_flips_are_exact() -> None:
     ("option", "value"),
     [
         ("rotation_range", -1),
+        ("rotation_range", "abc"),
+        ("horizontal_flip", 0.3),
+        ("zoom_range", None),
         ("width_shift_range", 1),
         ("zoom_range", 1.0),
         ("zoom_range", (1.2, 0.8)),

@@ -89,6 +89,14 @@ def test_a_label_follows_the_checkpoints_threshold(trained: Path, tiles: Path) -
         assert again.label == label
 
 
+def test_an_answer_that_is_no_number_is_no_answer(trained: Path, tiles: Path) -> None:
+    model = load_model(trained / "best.ckpt")
+    model.network.get_parameter("backbone.dense_1.bias").fill_(float("nan"))
+    (answer,) = Predictor(model, "cpu").predict([tiles / "b.png"])
+    assert (answer.probability, answer.label) == (None, None)
+    assert "no number" in str(answer.error)
+
+
 def test_temperature_softens(trained: Path) -> None:
     from dataclasses import replace
 

@@ -107,7 +107,9 @@ def test_keras_adam_goes_on_where_it_was_saved() -> None:
     with torch.no_grad():
         second.copy_(first)
     resumed = KerasAdam([second], lr=1e-3)
-    resumed.load_state_dict(optimizers[id(first)].state_dict())
+    saved = optimizers[id(first)].state_dict()
+    assert saved["param_groups"][0]["eps"] == 1e-7  # what PyTorch's own Adam would go on with
+    resumed.load_state_dict(saved)
     for gradient in gradients[2:]:
         step(second, resumed, gradient)
     assert torch.equal(second, whole)

@@ -408,7 +408,7 @@ def _read(dataset: "h5py.Dataset") -> Tensor:
             f"uncompressed and in this file."
         )
     values = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
-    if not torch.isfinite(values).all():
+    if not torch.stack(torch.aminmax(values)).isfinite().all():  # without a copy of half a gigabyte
         raise _UnexpectedFileError(
             f"The weights {dataset.name} are not all finite: the training diverged. Expected a model that answers."
         )

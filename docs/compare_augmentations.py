@@ -100,14 +100,16 @@ def measure_softness(name: str, tiles: list[Tensor]) -> str:
     return f"{np.mean(left):.0%}"
 
 
-def measure_time(name: str, size: int = 512, repeats: int = 20) -> str:
-    """Milliseconds a tile on one core: median, minimum and maximum."""
-    transform, tile, times = load(name, size), torch.randint(0, 256, (3, size, size), dtype=torch.uint8), []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        transform(tile)
-        times.append(1000 * (time.perf_counter() - started))
-    return f"{median(times):.0f} ({min(times):.0f} to {max(times):.0f})"
+def measure_times(size: int = 512, rounds: int = 50) -> dict[str, list[float]]:
+    """Milliseconds a tile on one core, in turns: a machine that others use too is not always as fast."""
+    transforms, times = {name: load(name, size) for name in NAMES}, {name: [] for name in NAMES}
+    tile = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+    for _ in range(rounds):
+        for name, transform in transforms.items():
+            started = time.perf_counter()
+            transform(tile)
+            times[name].append(1000 * (time.perf_counter() - started))
+    return times
 
 
 if __name__ == "__main__":
@@ -116,6 +118,11 @@ if __name__ == "__main__":
     if not real:
         sys.exit(f"There are no tiles. Expected a folder of images. Received: {' '.join(sys.argv[1:]) or 'nothing'}")
     draw_picture(ROOT / "docs" / "images" / "augment.png")
-    print("augment | zooms | largest shift | detail left | ms a tile of 512 pixels")
+    print("augment | zooms | largest shift | detail left | ms a tile of 512 pixels, median (least to most)")
+    milliseconds = measure_times()
     for chosen in NAMES:
-        print(f"{chosen} | {measure_geometry(chosen)} | {measure_softness(chosen, real)} | {measure_time(chosen)}")
+        spent = milliseconds[chosen]
+        spread = f"{median(spent):.0f} ({min(spent):.0f} to {max(spent):.0f})"
+        print(f"{chosen} | {measure_geometry(chosen)} | {measure_softness(chosen, real)} | {spread}")
+    ratios = sorted(slow / fast for fast, slow in zip(*(milliseconds[name] for name in NAMES), strict=True))
+    print(f"torchvision takes {median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) times as long as keras")

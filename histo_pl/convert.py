@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from histo_pl.errors import UserError
-from histo_pl.images import KERAS_RESIZE
+from histo_pl.images import KERAS_RESIZE, RESIZES
 from histo_pl.inference.checkpoint import KERAS_SUFFIXES, TrainedModel, load_model, network_of, save_model
 from histo_pl.keras_io import KerasNetwork, read_keras, write_keras
 
@@ -115,9 +115,10 @@ def _to_keras(source: Path, target: Path) -> str:
 
 def _described(model: TrainedModel) -> str:
     parameters = sum(weight.numel() for weight in model.network.state_dict().values())
+    units = model.network.get_parameter("backbone.dense.bias").numel()
     return (
-        f"the notebook's network for images of {model.image_size} pixels, dense layer of {model.spec['dense_units']} "
-        f"with {model.spec['dense_activation']}, {parameters:,} parameters."
+        f"the notebook's network for images of {model.image_size} pixels, dense layer of {units} "
+        f"with {model.spec.get('dense_activation', 'sigmoid')}, {parameters:,} parameters."
     )
 
 
@@ -139,7 +140,12 @@ def _noted_training(source: Path, note: Any) -> dict[str, Any]:  # noqa: ANN401
     """What was noted when the file was written here, so that nothing is lost on the way back."""
     known = _unknown_training(source)
     sound = isinstance(note, dict) and note.keys() == known.keys() and isinstance(note["data"], dict)
-    if not sound or not known["data"].keys() <= note["data"].keys() or not isinstance(note["threshold"], int | float):
+    if (
+        not sound
+        or note["resize"] not in tuple(RESIZES)
+        or not isinstance(note["threshold"], int | float)
+        or not known["data"].keys() <= note["data"].keys()
+    ):
         raise UserError(
             f"What histo_pl noted in this file has been changed. Expected a file as written. Received: {source}"
         )

@@ -12,7 +12,8 @@ from histo_pl.__main__ import main
 from histo_pl.convert import convert
 from histo_pl.errors import UserError
 from histo_pl.images import KERAS_RESIZE
-from histo_pl.inference import Predictor, load_model, predict, save_model
+from histo_pl.inference import Predictor, TrainedModel, load_model, predict, save_model
+from histo_pl.models import build_network
 from histo_pl.models.classifier import TileClassifier
 from tests.conftest import ROOT, draw_image
 from tests.keras_peer import keras, notebook, save
@@ -77,6 +78,16 @@ def test_there_and_back_a_checkpoint_stays_what_it_is(trained: Path, tmp_path: P
     keras.models.load_model(tmp_path / "there.h5").save(tmp_path / "saved_anew.h5")
     convert(tmp_path / "saved_anew.h5", tmp_path / "anew.ckpt")
     assert load_model(tmp_path / "anew.ckpt").trained_on == "a Keras model, saved_anew.h5"
+
+
+def test_arguments_that_a_checkpoint_leaves_out_are_the_networks_own(tmp_path: Path) -> None:
+    network = build_network({"name": "keras_cnn", "image_size": 32})
+    facts = {"name": "x", "negative_class": "benign", "positive_class": "malignant"}
+    model = TrainedModel(network, {"name": "keras_cnn", "image_size": 32}, 32, KERAS_RESIZE, 0.5, 1.0, facts)
+    save_model(model, tmp_path / "a.ckpt")
+    assert "dense layer of 256 with sigmoid" in convert(tmp_path / "a.ckpt", tmp_path / "a.h5")
+    with pytest.raises(UserError, match="noted in this file has been changed"):  # the facts above are not whole
+        convert(tmp_path / "a.h5", tmp_path / "b.ckpt")
 
 
 def test_where_keras_first_class_is_malignant_the_sign_is_turned(keras_file: Path, tmp_path: Path) -> None:

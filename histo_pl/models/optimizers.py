@@ -13,7 +13,8 @@ class KerasAdam(Adam):
     Keras 3.15 moves a weight by lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps); PyTorch's own Adam by
     lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps). The first is the second with eps / sqrt(1 - beta2^t),
     which is 32 times eps at the first step and 1.26 times at the thousandth. It matters where gradients are as
-    small as that (1e-6 and below): in the first steps, behind frozen sigmoids. Elsewhere the two agree.
+    small as that (1e-6 and below): in the first steps, behind frozen sigmoids. Elsewhere the two agree. On a GPU it
+    waits for the device once a step, to ask which step it is.
 
     Args:
         params: As for `torch.optim.Adam`.

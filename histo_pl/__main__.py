@@ -1,7 +1,6 @@
 """python -m histo_pl: all that is not training, evaluation or prediction."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,4 +78,4 @@ def _convert(**options: Any) -> str:  # noqa: ANN401
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

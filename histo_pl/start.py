@@ -102,8 +102,13 @@ def _origin_of_run(path: str, weights: str | None, spec: Mapping[str, Any], fact
             f"Received: model.weights={weights} resume={path}"
         )
     if weights is not None:
-        log.info("Going on with the weights in %s: model.weights is not read again.", path)
+        _announce_resumed_weights(path)
     return origin
+
+
+@rank_zero_only
+def _announce_resumed_weights(path: str) -> None:
+    log.info("Going on with the weights in %s: model.weights is not read again.", path)
 
 
 def _read_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Tiny images and short runs for all tests."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
+
+os.environ["KERAS_BACKEND"] = "torch"  # TensorFlow and PyTorch cannot live in one process
 
 ROOT = Path(__file__).parents[1]
 BREAKHIS = ROOT.parent / "shared" / "data" / "breakhis_200x"

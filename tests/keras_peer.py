@@ -1,10 +1,7 @@
-"""Real Keras 3, on PyTorch: TensorFlow and PyTorch cannot live in one process."""
+"""The notebook's network in real Keras 3, on the backend that conftest.py chooses."""
 
-import os
 import warnings
 from pathlib import Path
-
-os.environ["KERAS_BACKEND"] = "torch"
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -16,6 +16,7 @@ from histo_pl.errors import UserError
 from histo_pl.keras_io import read_keras, write_keras
 from histo_pl.models import KerasCNN
 from tests.conftest import ROOT
+from tests.fixtures.keras2 import SIZE, images
 from tests.keras_peer import keras, layers, notebook, save
 
 KERAS2 = ROOT / "tests" / "fixtures" / "keras2.h5"
@@ -75,12 +76,10 @@ def test_keras_reads_what_is_written_and_the_round_trip_is_exact(tmp_path: Path,
 
 def test_a_file_of_keras_2_gives_keras_2s_numbers() -> None:
     answers = json.loads(KERAS2.with_suffix(".json").read_text())
-    numbers = np.arange(2 * 30 * 30 * 3)
-    images = ((numbers * numbers * 7 + numbers * 13) % 65 / 64).astype(np.float32).reshape(2, 30, 30, 3)
-    network = build(KERAS2)
+    network, given = build(KERAS2), images(2, SIZE)
     expected = torch.tensor(answers["pre_activation"])
-    assert (pre_activation(network, images) - expected).abs().max() <= 1e-5
-    probability = torch.sigmoid(network(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    assert (pre_activation(network, given) - expected).abs().max() <= 1e-5
+    probability = torch.sigmoid(network(torch.from_numpy(given).permute(0, 3, 1, 2)))
     assert torch.allclose(probability, torch.tensor(answers["probability"]), atol=1e-6)
 
 

@@ -20,8 +20,8 @@ class Prediction:
 
     Attributes:
         file: The file, as it was named.
-        probability: Of malignancy, in [0, 1]; None if the file could not be read.
-        label: Malignant or Benign; None if the file could not be read.
+        probability: Of malignancy, in [0, 1]; None if there is no answer.
+        label: Malignant or Benign; None if there is no answer.
         error: Why the file could not be read or the model gave no number; None if all went well.
         trained_on: The name of the data that trained the model.
     """
@@ -102,7 +102,7 @@ class Predictor:
 
     def _answer(self, file: Path, probability: float) -> Prediction:
         if math.isnan(probability):
-            reason = "The model's answer is no number: its weights have diverged."
+            reason = f"The model's answer is no number: its weights have diverged. Received: {file}"
             return Prediction(str(file), None, None, reason, self.model.trained_on)
         label = "Malignant" if probability > self.model.threshold else "Benign"
         return Prediction(str(file), probability, label, None, self.model.trained_on)

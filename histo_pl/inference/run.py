@@ -34,10 +34,10 @@ def predict(
             notebook's prediction.
 
     Returns:
-        The exit status: 0, or 1 if any file could not be read.
+        The exit status: 0, or 1 if any file has no answer.
 
     Raises:
-        UserError: An argument is missing or wrong, or a single file was asked for and cannot be read.
+        UserError: An argument is missing or wrong, or a single file was asked for and has no answer.
     """
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
     if out is not None:
@@ -54,7 +54,7 @@ def predict(
     if predictor.model.data["synthetic"]:
         print("Its training tiles were drawn by a program: it knows nothing of real tissue.", file=sys.stderr)
     if errors:
-        print(f"{len(errors)} of {len(files)} files could not be read.", file=sys.stderr)
+        print(f"{len(errors)} of {len(files)} files have no answer.", file=sys.stderr)
     return int(bool(errors))
 
 

@@ -19,7 +19,7 @@ def format_table(predictions: Sequence[Prediction]) -> str:
         predictions: At least one.
 
     Returns:
-        Lines of text; a file that could not be read has its error in place of a label.
+        Lines of text; a file without an answer has its error in place of a label.
     """
     width = max(len("file"), *(len(p.file) for p in predictions))
     lines = [f"{'file':<{width}}  probability  label"]

@@ -11,7 +11,6 @@ from torchvision import tv_tensors
 
 from histo_pl.data.augment import KerasRandomAffine
 from histo_pl.errors import UserError
-from tests import keras_peer  # noqa: F401  (Keras on PyTorch)
 from tests.conftest import compose_config
 
 NOTEBOOK = {"rotation_range": 20, "shear_range": 0.2, "zoom_range": 0.2, "horizontal_flip": True}

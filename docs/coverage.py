@@ -64,7 +64,9 @@ def coverage(benign: int, malignant: int, separation: float, simulations: int, s
     print(f"  {'metric':18} {'true':>6}  over cases  over tiles (naive)  blank")
     for name, title in NAMES.items():
         shares = [counts[over][name] / simulations for over in ("cases", "tiles")]
-        print(f"  {title:18} {truth[name]:6.3f} {shares[0]:11.1%} {shares[1]:19.1%} {counts['blank'][name]:6}", flush=True)
+        print(
+            f"  {title:18} {truth[name]:6.3f} {shares[0]:11.1%} {shares[1]:19.1%} {counts['blank'][name]:6}", flush=True
+        )
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from histo_pl.inference.checkpoint import KERAS_SUFFIXES, TrainedModel, load_mod
 from histo_pl.keras_io import KerasNetwork, read_keras, write_keras
 
 CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")
-NOTED = ("resize", "threshold", "data")  # of a TrainedModel: what Keras's file has no place for
+NOTED = ("resize", "threshold", "rule", "refer", "data")  # of a TrainedModel: what Keras's file has no place for
 ASSUMED = """\
 Weights alone do not say how they are used. Taken for the notebook's network: no padding, 2x2 max-pooling, ReLU after
 each convolution, that activation after the dense layer (--dense-activation), a sigmoid at the end. Check a few tiles.
@@ -132,8 +132,9 @@ def _unknown_training(source: Path) -> dict[str, Any]:
         "positive_class": "malignant",
         "parts": None,
         "split": None,
+        "fold": None,
     }
-    return {"resize": KERAS_RESIZE, "threshold": 0.5, "data": data}
+    return {"resize": KERAS_RESIZE, "threshold": 0.5, "rule": "fixed", "refer": None, "data": data}
 
 
 def _noted_training(source: Path, note: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -149,7 +150,7 @@ def _noted_training(source: Path, note: Any) -> dict[str, Any]:  # noqa: ANN401
         raise UserError(
             f"What histo_pl noted in this file has been changed. Expected a file as written. Received: {source}"
         )
-    return note
+    return note | {"refer": note["refer"] and tuple(note["refer"])}
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ class Start:
     Attributes:
         network: Holds the weights to start from. None: random ones, or those that Lightning resumes.
         pretrained_on: What trained the first weights, if they were given.
+        seen: The tiles that those weights were trained on, see `TrainedModel.seen`.
     """
 
     network: nn.Module | None = None
     pretrained_on: str | None = None
+    seen: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_start(*, weights: str | None, resume: str | None, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> Start:
@@ -47,13 +49,13 @@ def find_start(*, weights: str | None, resume: str | None, spec: Mapping[str, An
             another split.
     """
     if resume is not None:
-        return Start(pretrained_on=_origin_of_run(resume, weights, spec, facts))
+        return _start_of_run(resume, weights, spec, facts)
     if weights is None:
         return Start()
     model = load_model(find_checkpoint(weights))
     _check_same_network(weights, model.spec, spec)
     _announce(weights, model, facts)
-    return Start(model.network, model.trained_on)
+    return Start(model.network, model.trained_on, model.seen)
 
 
 def _check_same_network(path: str, trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -74,16 +76,17 @@ def _overrides(spec: Mapping[str, Any]) -> str:
 @rank_zero_only
 def _announce(path: str, model: TrainedModel, facts: Mapping[str, Any]) -> None:
     log.info("Starting from %s, trained on: %s", path, model.trained_on)
-    if model.data["split"] != facts["split"]:
-        log.info("  If tiles or patients of this test set were among its training data, the test flatters.")
+    if not model.seen:
+        log.info("  Its training tiles are unknown: if this test set was among them, the test flatters.")
     if model.resize != RESIZE:
         log.info("  Its tiles were resized by %s, these are by %s:", model.resize, RESIZE)
         log.info("  on tiles that are not of the network's size its answers change with that.")
 
 
-def _origin_of_run(path: str, weights: str | None, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
+def _start_of_run(path: str, weights: str | None, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> Start:
     """Refuse to go on with a run whose test tiles this run would train on, or with another network."""
-    old_data, old_spec = _read_run(path)
+    run = _read_run(path)
+    old_data, old_spec = run["data"], run["network"]
     if old_data["name"] != facts["name"] or old_spec != spec:
         raise UserError(
             f"The checkpoint is of a run on other data or with another network. Repeat that run's command line "
@@ -103,7 +106,7 @@ def _origin_of_run(path: str, weights: str | None, spec: Mapping[str, Any], fact
         )
     if weights is not None:
         _announce_resumed_weights(path)
-    return origin
+    return Start(pretrained_on=origin, seen=run["seen"] if origin else {})
 
 
 @rank_zero_only
@@ -111,18 +114,18 @@ def _announce_resumed_weights(path: str) -> None:
     log.info("Going on with the weights in %s: model.weights is not read again.", path)
 
 
-def _read_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a last.ckpt's data and network."""
+def _read_run(path: str) -> dict[str, Any]:
+    """Read a last.ckpt's facts."""
     if not Path(path).is_file():
         raise UserError(f"There is no checkpoint to resume from. Expected a last.ckpt. Received: resume={path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         facts, optimizer = checkpoint["hyper_parameters"], checkpoint.get("optimizer_states")
-        data, spec = facts["data"], facts["network"]
+        facts["data"], facts["network"], facts["seen"]
     except Exception as error:
         raise UserError(f"This file is no checkpoint of histo_pl. Received: resume={path}") from error
     if not optimizer:
         raise UserError(
             f"This checkpoint has weights alone and cannot be resumed. Expected last.ckpt. Received: resume={path}"
         )
-    return data, spec
+    return facts

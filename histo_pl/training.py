@@ -1,35 +1,44 @@
 """What train.py does, callable from Python."""
 
-import json
 import logging
 import math
 import os
 import shlex
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from histo_pl.callbacks import BestCheckpoint, CollapseWarning, History
 from histo_pl.data import HistologyDataModule
-from histo_pl.data.splits import PARTS
+from histo_pl.data.splits import PARTS, Part
 from histo_pl.errors import UserError
-from histo_pl.evaluation.plots import plot_confusion, plot_curves
+from histo_pl.evaluation import plots
+from histo_pl.evaluation.calibration import Calibration, Decision
+from histo_pl.evaluation.measures import NAMES
+from histo_pl.evaluation.report import Report
+from histo_pl.evaluation.scores import Scores
+from histo_pl.evidence import colour_baseline, judge, log_results, score, without_nan, write_predictions, write_results
 from histo_pl.images import RESIZE
+from histo_pl.inference.checkpoint import update_facts
 from histo_pl.models.classifier import TileClassifier
-from histo_pl.start import find_start
+from histo_pl.start import Start, find_start
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +59,8 @@ NUMBERS: dict[str, tuple[Any, int]] = {
     "data.num_workers": (int, 0),
     "data.val_fraction": (int | float, 0),
     "data.test_fraction": (int | float, 0),
+    "data.folds": (int, 2),
+    "data.fold": (int, 0),
     "optim.lr": (int | float, 0),
     "trainer.max_epochs": (int, 1),
 }
@@ -58,7 +69,7 @@ OmegaConf.register_new_resolver("share_of", lambda share, whole: math.ceil(share
 
 
 def train(config: DictConfig) -> dict[str, Any]:
-    """Train, keep the best epoch's weights, test them, and write the run's folder.
+    """Train, keep the best epoch's weights, calibrate them, test them, and write the run's folder.
 
     Args:
         config: As `conf/train.yaml` composes it.
@@ -71,39 +82,35 @@ def train(config: DictConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     _check_numbers(config)
+    calibration = Calibration(**config.calibration)
     _quieten_lightning()
     L.seed_everything(config.seed, workers=True, verbose=False)
-    folder = Path(os.path.relpath(config.run_dir))
     data: HistologyDataModule = instantiate(config.data, augment=instantiate(config.augment))
     data.setup()
-    _announce(data)
-    classifier = _make_classifier(config, data)
+    start = find_start(
+        weights=config.model.get("weights"), resume=config.resume, spec=_network_spec(config), facts=data.facts()
+    )
+    findings = data.leak_warnings() + _seen_before(data, start)
+    _announce(data, findings)
+    classifier = _make_classifier(config, data, start)
     history = History()
     trainer = _make_trainer(config, [history, CollapseWarning()])
-    keeper = _keeper(trainer)
+    keeper = _fit(config, trainer, classifier, data, history)
+    logits = _logits(trainer, classifier, data, keeper.best_model_path)
+    decision = _decide(calibration, data, logits["val"])
+    tested = score(data, "test", logits["test"], decision)
+    results: dict[str, Any] = judge(tested, decision) | _facts(trainer, classifier, history, keeper)
+    results["warnings"] = findings
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml")
-        data.write_split(folder / "split.csv")
-    with _lightning_errors():
-        trainer.fit(classifier, data, ckpt_path=config.resume, weights_only=True)
-    if not history.epochs:
-        raise UserError(
-            f"Nothing was trained. Expected trainer.max_epochs of at least 1. Received: {trainer.max_epochs}"
-        )
-    trainer.test(classifier, data, ckpt_path=keeper.best_model_path, weights_only=True, verbose=False)
-    best = history.best(str(keeper.monitor), keeper.mode)
-    results = _results(trainer, classifier, data, best, len(history.epochs))
-    results["run"] = {
-        "folder": str(folder),
-        "checkpoint": str(folder / Path(keeper.best_model_path).name),
-        "device": str(trainer.strategy.root_device),
-        "processes": trainer.world_size,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    _write(results, history, folder)
-    _report(results, data)
-    return results
+        update_facts(Path(keeper.best_model_path), **asdict(decision))
+        scores: dict[Part, Scores] = {"val": score(data, "val", logits["val"], decision), "test": tested}
+        baseline = colour_baseline(data, tested) if config.colour_baseline else None
+        results["colour_only"] = baseline and baseline.summary()
+        results["run"]["seconds"] = round(time.monotonic() - started, 1)
+        _write(config, data, results, scores, baseline, history)
+        _log_test(trainer, results)
+        _report(results, data)
+    return without_nan(results)
 
 
 def _check_numbers(config: DictConfig) -> None:
@@ -127,20 +134,55 @@ def _network_spec(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "weights"}
 
 
-def _make_classifier(config: DictConfig, data: HistologyDataModule) -> TileClassifier:
-    spec, facts = _network_spec(config), data.facts()
-    start = find_start(weights=config.model.get("weights"), resume=config.resume, spec=spec, facts=facts)
+def _make_classifier(config: DictConfig, data: HistologyDataModule, start: Start) -> TileClassifier:
+    facts = data.facts()
+    own = {data.hashes[path]: part for path, part in data.parts.items() if part != "test"}
     classifier = TileClassifier(
-        network=spec,
+        network=_network_spec(config),
         image_size=data.image_size,
         classes=[data.negative_class, data.positive_class],
         data=facts if start.pretrained_on is None else facts | {"pretrained_on": start.pretrained_on},
         resize=RESIZE,
+        seen=dict(start.seen) | own,
         optimizer=instantiate(config.optim),
     )
     if start.network is not None:
         classifier.network.load_state_dict(start.network.state_dict())
     return classifier
+
+
+def _seen_before(data: HistologyDataModule, start: Start) -> list[str]:
+    tests = [path for path, part in data.parts.items() if part == "test"]
+    seen = [path for path in tests if data.hashes[path] in start.seen]
+    if not seen:
+        return []
+    return [
+        f"{len(seen)} of the {len(tests)} test tiles had a part in the training of the weights that this run starts "
+        f"from, which flatters every figure (such as {seen[0]})."
+    ]
+
+
+def _fit(
+    config: DictConfig, trainer: L.Trainer, classifier: TileClassifier, data: HistologyDataModule, history: History
+) -> BestCheckpoint:
+    """Train, and return the callback that kept the best weights."""
+    keeper = _keeper(trainer)
+    if trainer.is_global_zero:
+        folder = _folder(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "config.yaml")
+        data.write_split(folder / "split.csv")
+    with _lightning_errors():
+        trainer.fit(classifier, data, ckpt_path=config.resume, weights_only=True)
+    if not history.epochs:
+        raise UserError(
+            f"Nothing was trained. Expected trainer.max_epochs of at least 1. Received: {trainer.max_epochs}"
+        )
+    return keeper
+
+
+def _folder(config: DictConfig) -> Path:
+    return Path(os.path.relpath(config.run_dir))
 
 
 def _make_trainer(config: DictConfig, watchers: list[L.Callback]) -> L.Trainer:
@@ -185,22 +227,46 @@ def _keeper(trainer: L.Trainer) -> BestCheckpoint:
     raise UserError("The test needs the best epoch's weights. Expected callbacks.best. Received: none")
 
 
-def _results(
-    trainer: L.Trainer, classifier: TileClassifier, data: HistologyDataModule, best: dict[str, float], epochs: int
-) -> dict[str, Any]:
-    (benign, wrongly_malignant), (missed, malignant) = classifier.test_confusion.compute().tolist()
+def _logits(
+    trainer: L.Trainer, classifier: TileClassifier, data: HistologyDataModule, checkpoint: str
+) -> dict[Part, dict[str, float]]:
+    """Answer for the validation and the test tiles with the kept weights, on all devices together."""
+    loaders = [data.val_dataloader(), data.test_dataloader()]
+    answers: Any = trainer.predict(classifier, loaders, ckpt_path=checkpoint, weights_only=True)
+    val, test = ({path: logit for batch in batches for path, logit in batch.items()} for batches in answers)
+    return {"val": _gather(val), "test": _gather(test)}
+
+
+def _gather(own: dict[str, float]) -> dict[str, float]:
+    """Join what this process and all others found."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, own)
+    return {path: logit for share in shares for path, logit in share.items()}
+
+
+def _decide(calibration: Calibration, data: HistologyDataModule, logits: Mapping[str, float]) -> Decision:
+    """Choose temperature and threshold on the validation tiles."""
+    tiles = score(data, "val", logits, Decision())
+    return calibration.choose(np.array([logits[str(data.root / path)] for path in tiles.path]), tiles.malignant)
+
+
+def _facts(trainer: L.Trainer, classifier: TileClassifier, history: History, keeper: BestCheckpoint) -> dict[str, Any]:
+    best = history.best(str(keeper.monitor), keeper.mode)
+    folder = Path(os.path.relpath(str(keeper.dirpath)))
     return {
-        "test": _metrics_of("test", trainer.callback_metrics)
-        | {
-            "tiles": benign + wrongly_malignant + missed + malignant,
-            "confusion": {"tn": benign, "fp": wrongly_malignant, "fn": missed, "tp": malignant},
-        },
         "validation": {"epoch": int(best["epoch"]) + 1} | _metrics_of("val", best),
-        "epochs": epochs,
+        "epochs": len(history.epochs),
         "collapsed": CollapseWarning.is_collapsed(best["val/spread"]),
         "parameters": sum(p.numel() for p in classifier.network.parameters()),
-        "threshold": classifier.hparams["threshold"],
         "data": classifier.hparams["data"],
+        "run": {
+            "folder": str(folder),
+            "checkpoint": str(folder / Path(keeper.best_model_path).name),
+            "device": str(trainer.strategy.root_device),
+            "processes": trainer.world_size,
+        },
     }
 
 
@@ -210,19 +276,59 @@ def _metrics_of(stage: str, metrics: Any) -> dict[str, float | None]:  # noqa: A
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-@rank_zero_only
-def _write(results: dict[str, Any], history: History, folder: Path) -> None:
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+def _write(
+    config: DictConfig,
+    data: HistologyDataModule,
+    results: dict[str, Any],
+    scores: Mapping[Part, Scores],
+    baseline: Scores | None,
+    history: History,
+) -> None:
+    folder, tested = _folder(config), scores["test"]
+    further = (
+        {}
+        if baseline is None
+        else {"colour_only": dict(zip(baseline.path.tolist(), baseline.probability.tolist(), strict=True))}
+    )
+    decision = Decision(**results["decision"])
+    write_predictions(folder / "predictions.csv", data, scores, decision, {}, further)
     history.write(folder / "metrics.csv")
     name = results["data"]["name"]
-    plot_curves(history.epochs, results["validation"]["epoch"] - 1, name, folder / "curves.png")
-    confusion = results["test"]["confusion"]
-    matrix = [[confusion["tn"], confusion["fp"]], [confusion["fn"], confusion["tp"]]]
-    plot_confusion(matrix, f"{name}: test, {results['test']['tiles']} tiles", folder / "confusion.png")
+    plots.save({"curves": plots.plot_curves(history.epochs, results["validation"]["epoch"] - 1, name)}, folder)
+    report = Report(
+        title=f"{name}: test of a training run",
+        results=results,
+        scores=tested,
+        root=data.root,
+        columns=data.values_of_columns(tested.path.tolist()),
+        notes=_notes(results, data),
+        epochs=history.epochs,
+        settings=OmegaConf.to_yaml(config),
+    )
+    write_results(folder, report)
+
+
+def _notes(results: Mapping[str, Any], data: HistologyDataModule) -> list[str]:
+    """What must be read before the figures."""
+    notes = list(results["warnings"])
+    if data.is_synthetic:
+        notes.append("These tiles were drawn by a program: the figures say nothing of real tissue.")
+    if results["collapsed"]:
+        notes.append("The network had collapsed: these figures are those of a constant.")
+    return notes
+
+
+def _log_test(trainer: L.Trainer, results: Mapping[str, Any]) -> None:
+    """Give the test's metrics to the loggers; metrics.csv, one row an epoch, has no place for them."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, CSVLogger):
+            metrics = {f"test/{name}": results["test"][name] for name in NAMES if results["test"][name] is not None}
+            logger.log_metrics(metrics, step=trainer.global_step)
+            logger.save()
 
 
 @rank_zero_only
-def _announce(data: HistologyDataModule) -> None:
+def _announce(data: HistologyDataModule, findings: list[str]) -> None:
     facts = data.facts()
     log.info("Data: %s, %s", facts["name"], facts["root"])
     log.info("Malignant is %s, benign is %s.", facts["positive_class"], facts["negative_class"])
@@ -235,23 +341,18 @@ def _announce(data: HistologyDataModule) -> None:
     others = data.other_files()
     if others:
         log.info("  Left out, as they are no images of a class: %d files, such as %s", len(others), others[0])
+    for finding in findings:
+        log.warning("Warning: %s", finding)
 
 
-@rank_zero_only
-def _report(results: dict[str, Any], data: HistologyDataModule) -> None:
-    test, run = results["test"], results["run"]
+def _report(results: Mapping[str, Any], data: HistologyDataModule) -> None:
+    run = results["run"]
     log.info("")
-    log.info("Test on %d tiles with the weights of epoch %d:", test["tiles"], results["validation"]["epoch"])
-    for name, value in test.items():
-        if value is None:
-            log.info("  %-17s undefined", name.replace("_", " "))
-        elif isinstance(value, float):
-            log.info("  %-17s %.4f", name.replace("_", " "), value)
-    if results["collapsed"]:
-        log.info("The network had collapsed: these figures are those of a constant.")
-    if data.is_synthetic:
-        log.info("These are tiles of the %s: the figures say nothing of real tissue.", data.name)
-    log.info("Everything is in %s (%.0f s). To ask for an opinion:", run["folder"], run["seconds"])
+    log.info("Test with the weights of epoch %d:", results["validation"]["epoch"])
+    log_results(results)
+    for note in _notes(results, data):
+        log.info("%s", note)
+    log.info("Everything is in %s (%.0f s); look at report.html. To ask for an opinion:", run["folder"], run["seconds"])
     tile = data.part_paths("test")[0]
     log.info("")
     log.info("  python predict.py %s %s", _argument("ckpt", run["checkpoint"]), _argument("img", tile))

@@ -1,8 +1,10 @@
 """A folder of tiles as Lightning's data module."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import lightning as L
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
 
+from histo_pl.data.archive import inner_folder, unpack
 from histo_pl.data.classes import find_positive_class
+from histo_pl.data.duplicates import hash_files, leak_warnings
+from histo_pl.data.groups import keep_together
 from histo_pl.data.splits import (
     PARTS,
     Part,
@@ -32,7 +37,7 @@ from histo_pl.data.tiles import (
     Transform,
 )
 from histo_pl.errors import UserError
-from histo_pl.images import find_files
+from histo_pl.images import RESIZE, find_files
 
 MAX_WORKERS = 8  # beyond which one GPU gains little, and memory is lost
 
@@ -41,20 +46,28 @@ class HistologyDataModule(L.LightningDataModule):
     """Tiles of two classes, split by seed, a case's tiles kept together.
 
     Two layouts: `root/train/<class>` with `root/test/<class>`, or `root/<class>`, of which `test_fraction`
-    becomes the test set first. Either way `val_fraction` of what is left validates.
+    becomes the test set first. Either way `val_fraction` of what is left validates. With `folds`, the second
+    layout's test set is one fold of a cross-validation instead.
 
     Args:
-        root: The folder.
+        root: The folder, or a zip file of it, which is unpacked beside itself once.
         image_size: Side of the network's input in pixels; every tile is squeezed to it.
         batch_size: Tiles a batch and device.
         augment: Applied to each training tile, a uint8 tensor (3, S, S), and only to those. None: nothing.
         name: What the data set is called in results and checkpoints; None: the folder's name.
         positive_class: The folder that means malignant; None: found by its name.
         group_regex: Finds the case in a tile's path, see `splits.case_of`; None: cases are unknown.
+        groups_file: Which tiles must stay together besides, see `groups.keep_together`; None: no others.
+        columns: Further facts of a tile by name, such as its magnification: expressions that find them in a path,
+            as `group_regex` does.
         split_file: A `split.csv` to use instead of drawing a split.
         val_fraction: Share of the tiles left after the test set, in (0, 1).
         test_fraction: Share of all tiles, in (0, 1), where the folder has no test set of its own.
+        folds: Number of folds of a cross-validation; None: a single split.
+        fold: Which of them tests, from 0.
+        test_all: Whether every tile tests: a data set that only evaluates.
         seed: Decides the split, the order and the augmentation.
+        resize: How tiles come to `image_size`, one of `images.RESIZES`.
         num_workers: Processes that read tiles; None: one a processor core, at most 8.
     """
 
@@ -68,26 +81,38 @@ class HistologyDataModule(L.LightningDataModule):
         name: str | None = None,
         positive_class: str | None = None,
         group_regex: str | None = None,
+        groups_file: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
         split_file: str | Path | None = None,
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
+        folds: int | None = None,
+        fold: int = 0,
+        test_all: bool = False,
         seed: int = 0,
+        resize: str = RESIZE,
         num_workers: int | None = None,
     ) -> None:
         super().__init__()
         if root is None:
             raise UserError("The folder of tiles is missing. Say it with data.root=FOLDER. Received: nothing")
         self.root = Path(root)
-        self.name = name or self.root.resolve().name
+        self.name = name or (self.root.stem if self.root.suffix == ".zip" else self.root.resolve().name)
         self.image_size = image_size
         self.batch_size = batch_size
         self.augment = augment
         self.chosen_positive_class = positive_class
         self.group_regex = group_regex
+        self.groups_file = groups_file
+        self.columns = dict(columns or {})
         self.split_file = split_file
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        self.folds = folds
+        self.fold = fold
+        self.test_all = test_all
         self.seed = seed
+        self.resize = resize
         self.num_workers = _default_workers() if num_workers is None else num_workers
         self.tiles: list[Tile] = []
         self.parts: dict[str, Part] = {}
@@ -108,15 +133,20 @@ class HistologyDataModule(L.LightningDataModule):
         """
         if self.tiles:
             return
+        if self.root.is_file() and self.root.suffix.lower() == ".zip":
+            self.root = unpack(self.root)
+        if self.root.is_dir():
+            self.root = inner_folder(self.root)
         self._folders = self._open_folders()
         classes = self._folders[0].classes
         self.positive_class = find_positive_class(classes, self.chosen_positive_class)
         self.negative_class = next(name for name in classes if name != self.positive_class)
         for folder in self._folders:
             folder.positive_class = self.positive_class
-        by_folder = [self._tiles_in(folder) for folder in self._folders]
-        self.tiles = [tile for tiles in by_folder for tile in tiles]
-        self.parts = self._split(by_folder)
+        self.tiles = [tile for folder in self._folders for tile in self._tiles_in(folder)]
+        if self.groups_file is not None:
+            self.tiles = keep_together(self.tiles, Path(self.groups_file))
+        self.parts = self._split()
         check_no_overlap(self.tiles, self.parts)
         self._check_classes_in_parts()
         self._datasets = {part: self._dataset(part) for part in PARTS}
@@ -134,7 +164,7 @@ class HistologyDataModule(L.LightningDataModule):
 
         Returns:
             name, synthetic, root, the class names, for each part the tiles, malignant tiles and cases (None
-            where unknown), and the split's fingerprint.
+            where unknown), the split's fingerprint, and of a cross-validation the fold and the number of folds.
         """
         return {
             "name": self.name,
@@ -144,7 +174,29 @@ class HistologyDataModule(L.LightningDataModule):
             "positive_class": self.positive_class,
             "parts": {part: self._counts(part) for part in PARTS},
             "split": fingerprint(self.parts),
+            "fold": None if self.folds is None else [self.fold, self.folds],
         }
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Each tile's `duplicates.content_hash` by its path."""
+        paths = [tile.path for tile in self.tiles]
+        return dict(zip(paths, hash_files([self.root / path for path in paths]), strict=True))
+
+    def leak_warnings(self) -> list[str]:
+        """Say which parts share files, see `duplicates.leak_warnings`."""
+        return leak_warnings(self.tiles, self.parts, self.hashes)
+
+    def values_of_columns(self, paths: Sequence[str]) -> dict[str, list[str]]:
+        """Find each of `columns` in some tiles' paths.
+
+        Args:
+            paths: Relative to the root.
+
+        Returns:
+            A value for each path, by the column's name; empty where the expression does not match.
+        """
+        return {name: [_value_in(path, expression) for path in paths] for name, expression in self.columns.items()}
 
     def other_files(self) -> list[str]:
         """List the visible files below the root that take no part: no images, or in no class folder.
@@ -206,14 +258,14 @@ class HistologyDataModule(L.LightningDataModule):
             )
         names = {folder.name for folder in self.root.iterdir() if folder.is_dir() and folder.name[0] not in "._"}
         if not {name.lower() for name in names} & {"train", "test"}:
-            return [TileFolder(self.root, self.image_size)]
+            return [TileFolder(self.root, self.image_size, self.resize)]
         if names != {"train", "test"}:
             raise UserError(
                 f"A folder with train or test in it must hold these two and no others: validation tiles are "
                 f"drawn from train. To split a single folder use data.root={self.root / 'train'}. "
                 f"Received: {self.root} with {', '.join(sorted(names))}"
             )
-        train, test = (TileFolder(self.root / name, self.image_size) for name in ("train", "test"))
+        train, test = (TileFolder(self.root / name, self.image_size, self.resize) for name in ("train", "test"))
         if train.classes != test.classes:
             raise UserError(
                 f"train and test must hold the same two class folders. "
@@ -228,22 +280,31 @@ class HistologyDataModule(L.LightningDataModule):
             tiles.append(Tile(path, folder.classes[class_index], case_of(path, self.group_regex)))
         return tiles
 
-    def _split(self, by_folder: Sequence[list[Tile]]) -> dict[str, Part]:
+    def _split(self) -> dict[str, Part]:
+        if self.test_all:
+            return {tile.path: "test" for tile in self.tiles}
+        if self.folds is not None and (self.split_file is not None or len(self._folders) > 1):
+            raise UserError(
+                "data.folds needs one folder with two class folders, and no split file. Leave data.split_file "
+                f"out, and give {self.root / 'train'} as data.root if there is train and test. Received: {self.root}"
+            )
         if self.split_file is not None:
             return read_split(Path(self.split_file), self.tiles)
-        own_test = len(by_folder) > 1
+        own_test = len(self._folders) > 1
+        tested = {tile.path for tile in self.tiles if own_test and tile.path.startswith(f"{self._folders[1].name}/")}
         parts = split_tiles(
-            by_folder[0],
+            [tile for tile in self.tiles if tile.path not in tested],
             val_fraction=self.val_fraction,
             test_fraction=None if own_test else self.test_fraction,
             seed=self.seed,
+            folds=self.folds,
+            fold=self.fold,
         )
-        if own_test:
-            parts.update((tile.path, "test") for tile in by_folder[1])
-        return parts
+        tests: dict[str, Part] = dict.fromkeys(tested, "test")
+        return parts | tests
 
     def _check_classes_in_parts(self) -> None:
-        for part in PARTS:
+        for part in ("test",) if self.test_all else PARTS:
             classes = {tile.class_name for tile in self.tiles if self.parts[tile.path] == part}
             if len(classes) < 2:  # noqa: PLR2004
                 raise UserError(
@@ -266,6 +327,14 @@ class HistologyDataModule(L.LightningDataModule):
 
 def _unchanged(image: torch.Tensor) -> torch.Tensor:
     return image
+
+
+def _value_in(path: str, expression: str) -> str:
+    try:
+        match = re.search(expression, path)
+    except re.error as error:
+        raise UserError(f"data.columns holds no valid regular expression ({error}). Received: {expression}") from error
+    return (match.group(min(1, match.re.groups)) or "") if match else ""
 
 
 def _default_workers() -> int:

@@ -1,7 +1,5 @@
 """The synthetic demo: tiles that a program draws, so that everything runs before there are data."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from histo_pl.data.datamodule import HistologyDataModule
+from histo_pl.data.folders import made_whole
 from histo_pl.data.tissue import Stain, draw_tile
 from histo_pl.errors import UserError
 
@@ -83,8 +82,6 @@ class DemoDataModule(HistologyDataModule):
 def draw_demo(root: Path, *, cases: int, tiles_per_case: int, size: int, seed: int) -> None:
     """Draw a data set as `root/benign` and `root/malignant`.
 
-    It appears whole or not at all: several processes may draw at once, and the first to finish wins.
-
     Args:
         root: The folder to make.
         cases: Number of cases; the even ones are benign.
@@ -92,19 +89,9 @@ def draw_demo(root: Path, *, cases: int, tiles_per_case: int, size: int, seed: i
         size: Side of a tile in pixels.
         seed: Decides every pixel.
     """
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=".unfinished-"))
-    try:
+    with made_whole(root) as unfinished:
         for case in range(cases):
             _draw_case(unfinished, case, tiles_per_case, size, seed)
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(root)
-        except OSError:
-            if not root.is_dir():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _draw_case(root: Path, case: int, tiles: int, size: int, seed: int) -> None:

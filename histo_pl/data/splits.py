@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from histo_pl.data.table import read_table
 from histo_pl.errors import UserError
 
 Part = Literal["train", "val", "test"]
@@ -25,16 +25,18 @@ class Tile:
         path: Relative to the data set's root, with forward slashes.
         class_name: The class folder it lies in.
         case: The patient it was taken from, empty where that is unknown.
+        kept_with: Names what a groups file joins it with; empty where nothing does.
     """
 
     path: str
     class_name: str
     case: str = ""
+    kept_with: str = ""
 
     @property
     def group(self) -> str:
-        """What must not be torn apart: the case, or the tile itself where the case is unknown."""
-        return self.case or self.path
+        """What must not be torn apart: a joined group, else the case, else the tile itself."""
+        return self.kept_with or self.case or self.path
 
 
 def case_of(path: str, group_regex: str | None) -> str:
@@ -125,8 +127,58 @@ def _check_remainder(sizes: Mapping[str, Counter[str]], chosen: set[str], totals
             )
 
 
+def fold_groups(tiles: Sequence[Tile], folds: int, fold: int, seed: int) -> set[str]:
+    """Choose the groups of one fold of a cross-validation, stratified by class.
+
+    Large groups are dealt out first, each to the fold in which its class is rarest so far (as scikit-learn's
+    `StratifiedGroupKFold`); the order of equally large ones is that of a hash of seed and group.
+
+    Args:
+        tiles: The tiles to deal out.
+        folds: Their number, at least 2.
+        fold: Which one, from 0.
+        seed: Any integer.
+
+    Returns:
+        The fold's values of `Tile.group`.
+
+    Raises:
+        UserError: A number is out of range, or a class has fewer groups than there are folds.
+    """
+    if folds < 2 or not 0 <= fold < folds:  # noqa: PLR2004
+        raise UserError(
+            f"data.folds or data.fold is out of range. Expected at least 2 folds, and a fold from 0 to folds - 1. "
+            f"Received: data.folds={folds} data.fold={fold}"
+        )
+    sizes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for tile in tiles:
+        sizes[tile.group][tile.class_name] += 1
+    totals = sum(sizes.values(), Counter[str]())
+    for class_name in totals:
+        groups = sum(bool(count[class_name]) for count in sizes.values())
+        if groups < folds:
+            raise UserError(
+                f"There are too few tiles or cases for so many folds. Expected at least {folds} of each class. "
+                f"Received: {groups} of class {class_name}"
+            )
+    dealt = [Counter[str]() for _ in range(folds)]
+    mine: set[str] = set()
+    for group in sorted(sizes, key=lambda name: (-sizes[name].total(), stable_hash(f"{seed}:fold:{name}"))):
+        place = min(range(folds), key=lambda k: sum(dealt[k][c] * n / totals[c] for c, n in sizes[group].items()))
+        dealt[place] += sizes[group]
+        if place == fold:
+            mine.add(group)
+    return mine
+
+
 def split_tiles(
-    tiles: Sequence[Tile], *, val_fraction: float, test_fraction: float | None, seed: int
+    tiles: Sequence[Tile],
+    *,
+    val_fraction: float,
+    test_fraction: float | None,
+    seed: int,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> dict[str, Part]:
     """Give every tile its part: first the test tiles, then a share of the rest for validation.
 
@@ -135,16 +187,20 @@ def split_tiles(
         val_fraction: Share of the tiles left after the test set, in (0, 1).
         test_fraction: Share of all tiles, in (0, 1); None leaves no tile to the test.
         seed: Any integer.
+        folds: Number of folds, of which one tests instead of `test_fraction`; None: no folds.
+        fold: Which one tests, from 0.
 
     Returns:
         The part of each path.
 
     Raises:
-        UserError: A fraction is out of range, or a class has too few tiles or cases.
+        UserError: A number is out of range, or a class has too few tiles or cases.
     """
     _check_fraction("data.val_fraction", val_fraction)
     test: set[str] = set()
-    if test_fraction is not None:
+    if folds is not None:
+        test = fold_groups(tiles, folds, fold, seed)
+    elif test_fraction is not None:
         _check_fraction("data.test_fraction", test_fraction)
         test = hold_out(tiles, test_fraction, seed, "test")
     rest = [tile for tile in tiles if tile.group not in test]
@@ -172,9 +228,9 @@ def check_no_overlap(tiles: Iterable[Tile], parts: Mapping[str, Part]) -> None:
     torn = sorted(group for group, where in seen.items() if len(where) > 1)
     if torn:
         raise UserError(
-            f"The split has tiles of one case on two sides, which inflates every result. "
-            f"Expected each case in one part. Received: case {torn[0]} in {', '.join(sorted(seen[torn[0]]))} "
-            f"({len(torn)} such cases)"
+            f"The split has tiles of one case, or of one group, on two sides, which inflates every result. "
+            f"Expected each in one part. Received: {torn[0]} in {', '.join(sorted(seen[torn[0]]))} "
+            f"({len(torn)} such cases or groups)"
         )
 
 
@@ -222,23 +278,10 @@ def read_split(file: Path, tiles: Iterable[Tile]) -> dict[str, Part]:
 
 
 def _rows(file: Path) -> Iterable[tuple[str, Part]]:
-    if not file.is_file():
-        raise UserError(f"data.split_file does not exist. Expected a split.csv. Received: {file}")
-    try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # Excel writes a signature
-        rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
-        columns = set(rows.fieldnames or ())
-    except (OSError, csv.Error) as error:
-        raise UserError(f"data.split_file is no CSV. Expected a split.csv. Received: {file}") from error
-    if not {"path", "split"} <= columns:
-        raise UserError(
-            f"data.split_file lacks a column. Expected path and split. Received: {file} with the columns "
-            f"{', '.join(sorted(columns))[:200]}"
-        )
-    for row in rows:
+    for line, row in enumerate(read_table(file, "data.split_file", ("path", "split")), start=2):
         if row["split"] not in PARTS:
             raise UserError(
-                f"data.split_file has an unknown part in line {rows.line_num}. "
+                f"data.split_file has an unknown part in line {line}. "
                 f"Expected train, val or test. Received: {row['split']}"
             )
         yield row["path"], row["split"]

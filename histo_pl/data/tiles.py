@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.datasets import ImageFolder
 
 from histo_pl.errors import UserError
-from histo_pl.images import is_image, read_tile
+from histo_pl.images import RESIZE, is_image, read_tile
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -36,13 +36,16 @@ class TileFolder(ImageFolder):
     Args:
         root: Folder with one folder a class.
         image_size: Side of a sample in pixels.
+        resize: How tiles come to that size, one of `images.RESIZES`.
 
     Raises:
         UserError: There are not exactly two class folders with images in them.
     """
 
-    def __init__(self, root: Path, image_size: int) -> None:
+    def __init__(self, root: Path, image_size: int, resize: str = RESIZE) -> None:
+        self.name = root.name
         self.image_size = image_size
+        self.resize = resize
         self.positive_class = ""
         try:
             super().__init__(str(root), is_valid_file=self._is_tile)
@@ -85,7 +88,7 @@ class TileFolder(ImageFolder):
         """
         path, class_index = self.samples[index]
         return Sample(
-            image=read_tile(path, self.image_size),
+            image=read_tile(path, self.image_size, self.resize),
             label=int(self.classes[class_index] == self.positive_class),
             path=path,
         )

@@ -40,25 +40,26 @@ class Estimate:
 
 
 def estimate(
-    probability: NDArray[np.floating], label: NDArray[np.bool_], cases: NDArray[np.str_], threshold: float
+    probability: NDArray[np.floating], label: NDArray[np.bool_], cases: NDArray[np.str_], threshold: float | Values
 ) -> dict[str, Estimate]:
     """Compute every metric with a 95% interval over cases.
 
     The numbers of benign and malignant cases are taken as given. A case with tiles of both classes counts as
-    malignant. An interval is None if leaving out one case makes the metric undefined.
+    malignant. An interval is None if leaving out one case makes the metric undefined. If a probability is not finite,
+    as those of a diverged network, all is None.
 
     Args:
         probability: Of malignancy, in [0, 1], of shape (N,).
         label: Whether malignant, of shape (N,).
         cases: The case of each observation, of shape (N,); its own name where cases are unknown.
-        threshold: A probability above it means malignant.
+        threshold: A probability above it means malignant; one for all, or of shape (N,).
 
     Returns:
         An estimate for each of `measures.NAMES`.
     """
-    values = measure(probability, label, threshold)
-    if not len(label):
+    if not len(label) or not np.isfinite(probability).all():
         return {name: Estimate(None, None, None) for name in NAMES}
+    values = measure(probability, label, threshold)
     _, case = np.unique(cases, return_inverse=True)
     malignant = np.bincount(case, label) > 0
     group, strata = _groups(malignant)

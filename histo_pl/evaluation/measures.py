@@ -32,14 +32,17 @@ NAMES: Mapping[str, str] = {
 
 
 def measure(
-    probability: NDArray[np.floating], label: NDArray[np.bool_], threshold: float, weights: Values | None = None
+    probability: NDArray[np.floating],
+    label: NDArray[np.bool_],
+    threshold: float | Values,
+    weights: Values | None = None,
 ) -> dict[str, Values]:
     """Compute every metric of `NAMES`, for each row of weights.
 
     Args:
         probability: Of malignancy, in [0, 1], of shape (N,).
         label: Whether malignant, of shape (N,).
-        threshold: A probability above it means malignant.
+        threshold: A probability above it means malignant; one for all, or of shape (N,).
         weights: Not negative, of shape (R, N); None: one row of ones.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Pictures of a run, as PNG."""
+"""Pictures of a run and of an evaluation, as matplotlib figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +9,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from histo_pl.evaluation.measures import ECE_BINS, bin_of
+from histo_pl.evaluation.scores import Scores
+
 TRAIN, VAL = "#2a6f97", "#d1495b"
+TILES, CASES = "#2a6f97", "#e08e45"
+BENIGN, MALIGNANT = "#2a9d8f", "#d1495b"
+GREY = "0.55"
+HISTOGRAM_BINS = 25
 
 
-def plot_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int, title: str, file: Path) -> None:
+def plot_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int, title: str) -> Figure:
     """Draw loss, AUROC and balanced accuracy of training and validation over the epochs.
 
     Args:
         epochs: One mapping an epoch: `epoch` (from 0) and `train/...` and `val/...` values.
         best_epoch: The epoch (from 0) whose weights were kept, marked by a line.
         title: Headline.
-        file: The PNG to write, 1350 by 450 pixels.
+
+    Returns:
+        A figure of 1350 by 450 pixels.
     """
     figure = Figure(figsize=(9, 3), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -28,7 +37,7 @@ def plot_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int, title: s
         _plot_metric(axes, epochs, metric, label)
         axes.axvline(best_epoch + 1, color="0.6", linewidth=1, linestyle=":", label="kept")
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(file)
+    return figure
 
 
 def _plot_metric(axes: Axes, epochs: Sequence[Mapping[str, float]], metric: str, label: str) -> None:
@@ -39,21 +48,22 @@ def _plot_metric(axes: Axes, epochs: Sequence[Mapping[str, float]], metric: str,
     axes.set(xlabel="epoch", title=label)
     axes.title.set_fontsize(9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _tidy(axes)
     if metric == "loss":
         axes.set_ylim(bottom=0)
     else:
         axes.set_ylim(0, 1.03)
 
 
-def plot_confusion(matrix: ArrayLike, title: str, file: Path) -> None:
+def plot_confusion(matrix: ArrayLike, title: str) -> Figure:
     """Draw a confusion matrix with counts and the share of each true class.
 
     Args:
         matrix: Counts of shape (2, 2): true class by predicted class, benign first.
         title: Headline.
-        file: The PNG to write, 600 by 540 pixels.
+
+    Returns:
+        A figure of 600 by 540 pixels.
     """
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -69,4 +79,168 @@ def plot_confusion(matrix: ArrayLike, title: str, file: Path) -> None:
     axes.set_yticks((0, 1), names, rotation=90, va="center")
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=9)
-    figure.savefig(file)
+    return figure
+
+
+def plot_roc(levels: Mapping[str, Scores]) -> Figure:
+    """Draw each level's ROC curve, and a point for its threshold.
+
+    Args:
+        levels: Scores by the name of their level, such as tiles and cases.
+
+    Returns:
+        A square figure.
+    """
+
+    def curve(scores: Scores) -> tuple[ArrayLike, ArrayLike]:
+        found, called_wrongly = _cumulated(scores)
+        return called_wrongly / max(called_wrongly[-1], 1), found / max(found[-1], 1)
+
+    def point(scores: Scores) -> tuple[float, float]:
+        called, malignant = scores.called, scores.malignant
+        return float(called[~malignant].mean()), float(called[malignant].mean())
+
+    figure, axes = _square("1 - specificity", "sensitivity")
+    axes.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=":", label="chance")
+    _draw_levels(axes, levels, curve, point)
+    return figure
+
+
+def plot_precision_recall(levels: Mapping[str, Scores]) -> Figure:
+    """Draw each level's precision over its recall, and a point for its threshold.
+
+    Args:
+        levels: Scores by the name of their level.
+
+    Returns:
+        A square figure; the dotted lines are the shares of malignant observations.
+    """
+
+    def curve(scores: Scores) -> tuple[ArrayLike, ArrayLike]:
+        found, called_wrongly = _cumulated(scores)
+        some = found + called_wrongly > 0
+        return (found / max(found[-1], 1))[some], found[some] / (found + called_wrongly)[some]
+
+    def point(scores: Scores) -> tuple[float, float]:
+        called, malignant = scores.called, scores.malignant
+        return float(called[malignant].mean()), float(malignant[called].mean()) if called.any() else np.nan
+
+    figure, axes = _square("recall (sensitivity)", "precision (PPV)")
+    for scores, colour in zip(levels.values(), (TILES, CASES), strict=False):
+        axes.axhline(scores.malignant.mean(), color=colour, linewidth=1, linestyle=":")
+    _draw_levels(axes, levels, curve, point)
+    return figure
+
+
+def plot_calibration(scores: Scores) -> Figure:
+    """Draw the share of malignant tiles over the mean probability, for each bin of the ECE; the area is the count.
+
+    Args:
+        scores: Of tiles.
+
+    Returns:
+        A square figure.
+    """
+    figure, axes = _square("mean probability", "share malignant")
+    axes.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=":", label="calibrated")
+    places = bin_of(scores.probability)
+    bins = [places == place for place in range(ECE_BINS) if (places == place).any()]
+    means = [scores.probability[chosen].mean() for chosen in bins]
+    shares = [scores.malignant[chosen].mean() for chosen in bins]
+    areas = [15 + 300 * chosen.mean() for chosen in bins]
+    axes.plot(means, shares, color=TILES, linewidth=1)
+    axes.scatter(means, shares, s=areas, color=TILES, alpha=0.75, label="tiles")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", markerscale=0.6)
+    return figure
+
+
+def plot_histogram(scores: Scores) -> Figure:
+    """Draw how the probabilities of benign and of malignant tiles are spread, and the threshold.
+
+    Args:
+        scores: Of tiles.
+
+    Returns:
+        A square figure.
+    """
+    figure, axes = _square("probability of malignancy", "tiles")
+    for chosen, label, colour in (
+        (~scores.malignant, "benign", BENIGN),
+        (scores.malignant, "malignant", MALIGNANT),
+    ):
+        axes.hist(scores.probability[chosen], HISTOGRAM_BINS, (0, 1), color=colour, alpha=0.6, label=label)
+    for number, threshold in enumerate(np.unique(scores.threshold)):
+        axes.axvline(threshold, color=GREY, linewidth=1, linestyle="--", label="" if number else "threshold")
+    axes.set_ylim(auto=True)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_folds(values: Mapping[str, Sequence[float | None]], pooled: Mapping[str, Sequence[float | None]]) -> Figure:
+    """Draw every run's value of some metrics, and the pooled value with its interval.
+
+    Args:
+        values: One value a run, for each metric's name; None where undefined.
+        pooled: For each of these names the value and its interval's ends.
+
+    Returns:
+        A figure of 1050 pixels' width.
+    """
+    figure = Figure(figsize=(7, 0.9 + 0.55 * len(values)), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for place, (name, ones) in enumerate(values.items()):
+        known = [value for value in ones if value is not None]
+        axes.plot(known, [place - 0.12] * len(known), "o", color=TILES, alpha=0.6, label="" if place else "a run")
+        value, low, high = pooled[name]
+        if value is not None:
+            axes.plot(value, place + 0.15, "D", color=CASES, label="" if place else "pooled, 95% interval")
+        if low is not None and high is not None:
+            axes.plot((low, high), (place + 0.15,) * 2, color=CASES, linewidth=2)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(None, 1.01))
+    _tidy(axes)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    return figure
+
+
+def save(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write each figure as a PNG of its name.
+
+    Args:
+        figures: By name.
+        folder: Where to write.
+    """
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")
+
+
+def _cumulated(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Malignant and benign observations above each distinct probability, from 0 on."""
+    order = np.argsort(-scores.probability, kind="stable")
+    last = np.flatnonzero(np.r_[np.diff(scores.probability[order]) != 0, True])
+    return tuple(np.r_[0, of_class[order].cumsum()[last]] for of_class in (scores.malignant, ~scores.malignant))  # pyright: ignore[reportReturnType]
+
+
+def _draw_levels(
+    axes: Axes,
+    levels: Mapping[str, Scores],
+    curve: Callable[[Scores], tuple[ArrayLike, ArrayLike]],
+    point: Callable[[Scores], tuple[float, float]],
+) -> None:
+    for (name, scores), colour in zip(levels.items(), (TILES, CASES), strict=False):
+        axes.plot(*curve(scores), color=colour, linewidth=1.5, label=name)
+        axes.plot(*point(scores), "o", color=colour, markersize=5)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def _square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.6, 3.4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    _tidy(axes)
+    return figure, axes
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

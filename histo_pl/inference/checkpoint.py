@@ -3,7 +3,7 @@
 import pickle
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ class TrainedModel:
         threshold: A probability above it means malignant, in [0, 1].
         temperature: Divides the logits before the sigmoid.
         data: What trained it (`HistologyDataModule.facts`).
+        rule: How the threshold was chosen, for people.
+        refer: Two probabilities between which an answer is too uncertain; None: all are answered.
+        seen: The part, train or val, of every tile that had a part in its training, by the hash of its file.
     """
 
     network: nn.Module
@@ -44,6 +47,9 @@ class TrainedModel:
     threshold: float
     temperature: float
     data: dict[str, Any]
+    rule: str = "fixed"
+    refer: tuple[float, float] | None = None
+    seen: dict[str, str] = field(default_factory=dict)
 
     @property
     def trained_on(self) -> str:
@@ -66,7 +72,7 @@ def load_model(path: str | Path) -> TrainedModel:
     """
     contents = _read(Path(path))
     facts, weights = contents.get("hyper_parameters"), contents.get("state_dict")
-    if not isinstance(facts, dict) or not {"network", "data", "resize"} <= facts.keys() or not weights:
+    if not isinstance(facts, dict) or not {"network", "data", "resize", "seen"} <= facts.keys() or not weights:
         raise UserError(f"This checkpoint was not made by histo_pl. Expected a best.ckpt. Received: {path}")
     if facts["resize"] not in RESIZES:
         raise UserError(
@@ -82,6 +88,9 @@ def load_model(path: str | Path) -> TrainedModel:
         threshold=facts["threshold"],
         temperature=facts["temperature"],
         data=facts["data"],
+        rule=facts["rule"],
+        refer=facts["refer"] and tuple(facts["refer"]),
+        seen=facts["seen"] or {},
     )
 
 
@@ -116,10 +125,27 @@ def save_model(model: TrainedModel, path: Path) -> None:
         "resize": model.resize,
         "threshold": model.threshold,
         "temperature": model.temperature,
+        "rule": model.rule,
+        "refer": model.refer and list(model.refer),
+        "seen": model.seen,
     }
     weights = {PREFIX + name: weight for name, weight in model.network.state_dict().items()}
     contents = {"hyper_parameters": facts, "state_dict": weights, "pytorch-lightning_version": LIGHTNING_VERSION}
     torch.save(contents, path)
+
+
+def update_facts(path: Path, **facts: Any) -> None:  # noqa: ANN401
+    """Write what was found out after training, such as the temperature, into a checkpoint.
+
+    Args:
+        path: The checkpoint; another name of the same file keeps the old content.
+        **facts: Plain values, by the names of `TileClassifier`'s arguments.
+    """
+    contents = torch.load(path, map_location="cpu", weights_only=True)
+    contents["hyper_parameters"].update(facts)
+    unfinished = path.with_name(f".{path.name}")
+    torch.save(contents, unfinished)
+    unfinished.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from histo_pl.errors import ImageError, UserError
+from histo_pl.evaluation.labels import label_of
 from histo_pl.images import read_tile
 from histo_pl.inference.checkpoint import TrainedModel
 from histo_pl.models import to_probability
@@ -21,7 +22,7 @@ class Prediction:
     Attributes:
         file: The file, as it was named.
         probability: Of malignancy, in [0, 1]; None if there is no answer.
-        label: Malignant or Benign; None if there is no answer.
+        label: Malignant, Benign, or `Uncertain: refer` within the checkpoint's band; None if there is no answer.
         error: Why the file could not be read or the model gave no number; None if all went well.
         trained_on: The name of the data that trained the model.
     """
@@ -104,7 +105,7 @@ class Predictor:
         if math.isnan(probability):
             reason = f"The model's answer is no number: its weights have diverged. Received: {file}"
             return Prediction(str(file), None, None, reason, self.model.trained_on)
-        label = "Malignant" if probability > self.model.threshold else "Benign"
+        label = label_of(probability, self.model.threshold, self.model.refer)
         return Prediction(str(file), probability, label, None, self.model.trained_on)
 
     def _failure(self, file: Path, error: ImageError) -> Prediction:

@@ -6,12 +6,11 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics.classification import BinaryConfusionMatrix
 
 from histo_pl.evaluation.metrics import binary_metrics
 from histo_pl.models.network import build_network, to_probability
 
-Stage = Literal["train", "val", "test"]
+Stage = Literal["train", "val"]
 
 
 class TileClassifier(L.LightningModule):
@@ -28,6 +27,9 @@ class TileClassifier(L.LightningModule):
         resize: Name of the algorithm that brings tiles to `image_size`.
         threshold: A probability above it means malignant, in [0, 1].
         temperature: Divides the logits before the sigmoid, positive.
+        rule: How the threshold was chosen, for people.
+        refer: Two probabilities between which an answer is too uncertain; None: all are answered.
+        seen: The part, train or val, of every tile that had a part in the training, by the hash of its file.
         optimizer: Makes the optimiser from the network; needed for training alone.
     """
 
@@ -41,6 +43,9 @@ class TileClassifier(L.LightningModule):
         resize: str,
         threshold: float = 0.5,
         temperature: float = 1.0,
+        rule: str = "fixed",
+        refer: Sequence[float] | None = None,
+        seen: Mapping[str, str] | None = None,
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
     ) -> None:
         super().__init__()
@@ -51,8 +56,6 @@ class TileClassifier(L.LightningModule):
         self.loss = nn.BCEWithLogitsLoss()
         self.train_metrics = binary_metrics(threshold, prefix="train/")
         self.val_metrics = binary_metrics(threshold, prefix="val/")
-        self.test_metrics = binary_metrics(threshold, prefix="test/")
-        self.test_confusion = BinaryConfusionMatrix(threshold)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits.
@@ -73,11 +76,9 @@ class TileClassifier(L.LightningModule):
         """Return the loss (scalar) and the probabilities (B,) of a batch."""
         return self._step(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
-        """Return the loss (scalar) and the probabilities (B,) of a batch."""
-        outputs = self._step(batch, "test")
-        self.test_confusion.update(outputs["probability"], batch["label"])
-        return outputs
+    def predict_step(self, batch: dict[str, Any], batch_index: int, dataloader_idx: int = 0) -> dict[str, float]:
+        """Return the logit of each tile by its path: what temperature and threshold make of it is decided later."""
+        return dict(zip(batch["path"], self(batch["image"]).float().tolist(), strict=True))
 
     def configure_optimizers(self) -> Optimizer:
         """Make the optimiser."""

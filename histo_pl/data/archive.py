@@ -1,0 +1,105 @@
+"""A zipped data set, unpacked once."""
+
+import shutil
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from histo_pl.data.folders import made_whole
+from histo_pl.errors import UserError
+
+UNPACKED_FROM = ".unpacked_from"  # in the unpacked folder: which archive it came from
+JUNK = "__MACOSX"
+
+
+def unpack(archive: Path) -> Path:
+    """Unpack a zip file into the folder of its name beside it, unless that was done before.
+
+    Nothing is written outside of that folder, and it appears only when it is complete.
+
+    Args:
+        archive: Such as `Breast_Cancer.zip`.
+
+    Returns:
+        The folder, such as `Breast_Cancer`.
+
+    Raises:
+        UserError: The file is no zip file, is damaged, would write outside its folder, or does not fit on the disk;
+            or the folder exists and came from elsewhere.
+    """
+    folder = archive.with_suffix("")
+    try:
+        with zipfile.ZipFile(archive) as contents:
+            members = [member for member in contents.infolist() if _is_wanted(member, archive)]
+            origin = f"{archive.name} {sum(m.file_size for m in members)} {len(members)}\n"
+            if folder.exists():
+                _check_origin(folder, origin, archive)
+                return folder
+            _check_space(members, archive)
+            _extract(contents, members, folder, origin)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"This zip file cannot be unpacked ({error}). Fetch it again. Received: {archive}") from error
+    except OSError as error:
+        raise UserError(
+            f"The zip file cannot be unpacked here ({error}). Unpack it elsewhere and give that folder as data.root. "
+            f"Received: {archive}"
+        ) from error
+    return folder
+
+
+def _is_wanted(member: zipfile.ZipInfo, archive: Path) -> bool:
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+        raise UserError(
+            f"The zip file would write outside of its folder. Do not trust it. Received: {archive} with "
+            f"{member.filename}"
+        )
+    return not member.is_dir() and JUNK not in path.parts
+
+
+def _check_origin(folder: Path, origin: str, archive: Path) -> None:
+    note = folder / UNPACKED_FROM
+    if not (note.is_file() and note.read_text(encoding="utf-8") == origin):
+        raise UserError(
+            f"The folder to unpack into exists and is not from this zip file. If it holds the tiles, use "
+            f"data.root={folder}; else move it away. Received: {archive}"
+        )
+
+
+def _check_space(members: list[zipfile.ZipInfo], archive: Path) -> None:
+    size, free = sum(member.file_size for member in members), shutil.disk_usage(archive.parent).free
+    if size > free:
+        raise UserError(
+            f"The zip file does not fit on this disk. Expected {size / 1e9:.1f} GB free. "
+            f"Received: {free / 1e9:.1f} GB for {archive}"
+        )
+
+
+def _extract(contents: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path, origin: str) -> None:
+    with made_whole(folder) as unfinished:
+        for member in tqdm(members, desc=f"Unpacking {folder.name}", unit="file"):
+            contents.extract(member, unfinished)
+        (unfinished / UNPACKED_FROM).write_text(origin, encoding="utf-8")
+
+
+def inner_folder(root: Path) -> Path:
+    """Step into the one folder that a zip file was made of, as long as there is nothing beside it.
+
+    Args:
+        root: A folder.
+
+    Returns:
+        The folder that holds several folders, or files; `root` itself where it does.
+    """
+    while True:
+        visible = [entry for entry in root.iterdir() if not entry.name.startswith((".", "__"))]
+        if len(visible) != 1 or not _holds_folders(visible[0]):
+            return root
+        root = visible[0]
+
+
+def _holds_folders(entry: Path) -> bool:
+    if not entry.is_dir() or entry.name.lower() in ("train", "test"):
+        return False
+    return any(child.is_dir() for child in entry.iterdir())

@@ -1,0 +1,38 @@
+"""Tables that a person may have edited."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from histo_pl.errors import UserError
+
+
+def read_table(file: Path, key: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV that a person may have edited.
+
+    Args:
+        file: The CSV.
+        key: What the configuration calls it, for errors.
+        columns: Those it must have.
+
+    Returns:
+        One dictionary a row; a cell that is missing is empty.
+
+    Raises:
+        UserError: The file is missing, no CSV, or lacks a column.
+    """
+    if not file.is_file():
+        raise UserError(f"{key} does not exist. Expected a CSV. Received: {file}")
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # Excel writes a signature
+        rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        found, contents = list(rows.fieldnames or ()), list(rows)
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{key} is no CSV. Received: {file}") from error
+    if not set(columns) <= set(found):
+        raise UserError(
+            f"{key} lacks a column. Expected {' and '.join(columns)}. Received: {file} with the columns "
+            f"{', '.join(found)[:200]}"
+        )
+    return contents

@@ -9,6 +9,7 @@ from histo_pl.errors import UserError
 LITERAL_KEYS = (
     "ckpt",
     "data.group_regex",
+    "data.groups_file",
     "data.name",
     "data.positive_class",
     "data.root",

@@ -168,7 +168,7 @@ def plot_histogram(scores: Scores) -> Figure:
         (~scores.malignant, "benign", BENIGN),
         (scores.malignant, "malignant", MALIGNANT),
     ):
-        axes.hist(scores.probability[chosen], HISTOGRAM_BINS, (0, 1), color=colour, alpha=0.6, label=label)
+        axes.hist(scores.probability[chosen], bins=HISTOGRAM_BINS, range=(0, 1), color=colour, alpha=0.6, label=label)
     for number, threshold in enumerate(np.unique(scores.threshold)):
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle="--", label="" if number else "threshold")
     axes.set_ylim(auto=True)

@@ -64,6 +64,17 @@ class Predictor:
         self.batch_size = batch_size
 
     @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Compute logits, which the temperature has not divided.
+
+        Args:
+            images: uint8 of shape (B, 3, S, S), RGB in [0, 255], at the model's image size.
+
+        Returns:
+            float32 of shape (B,), on the CPU.
+        """
+        return self.network(images.to(self.device)).float().cpu()
+
     def probabilities(self, images: Tensor) -> Tensor:
         """Compute probabilities of malignancy.
 
@@ -73,8 +84,7 @@ class Predictor:
         Returns:
             float32 of shape (B,) in [0, 1], on the CPU.
         """
-        logits = self.network(images.to(self.device))
-        return to_probability(logits, self.model.temperature).cpu()
+        return to_probability(self.logits(images), self.model.temperature)
 
     def predict(self, files: Sequence[Path]) -> Iterator[Prediction]:
         """Answer for each file, in order; one that cannot be read gets its error as its answer.

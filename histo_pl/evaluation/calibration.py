@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from histo_pl.errors import UserError
 
-TEMPERATURES = (0.1, 10.0)
+TEMPERATURES = (0.01, 100.0)  # far beyond what networks need
 RULES = ("youden", "sensitivity")
 Array = NDArray[np.float64]
 

@@ -20,6 +20,7 @@ from histo_pl.evaluation.measures import NAMES, Values, measure
 LEVEL = 0.95
 MAX_CASES = 200  # of a class; more are joined to as many random groups (Kott, J. Off. Stat. 17, 2001)
 BLOCK = 64  # replicates computed at a time
+LEAST_CASES = 3  # of a class, without which there is no interval: two say next to nothing of their spread
 LEAST_FREEDOM = 3.0  # of the jackknife's variance; with less the t quantile explodes
 TINY = 1e-12  # a difference below this is rounding
 
@@ -45,8 +46,8 @@ def estimate(
     """Compute every metric with a 95% interval over cases.
 
     The numbers of benign and malignant cases are taken as given. A case with tiles of both classes counts as
-    malignant. An interval is None if leaving out one case makes the metric undefined. If a probability is not finite,
-    as those of a diverged network, all is None.
+    malignant. An interval is None with fewer than `LEAST_CASES` cases of a class that the metric rests on, or if
+    leaving one out makes it undefined. If a probability is not finite, as those of a diverged network, all is None.
 
     Args:
         probability: Of malignancy, in [0, 1], of shape (N,).
@@ -106,9 +107,10 @@ def _estimate(name: str, value: float, without: Values, strata: NDArray[np.bool_
         return Estimate(None, None, None)
     by_class = [without[strata == stratum] for stratum in (False, True) if (strata == stratum).any()]
     variance = sum((len(values) - 1) * float(np.var(values)) for values in by_class)
-    if cases < 2 or np.isnan(variance):  # noqa: PLR2004
+    varying = [values for values in by_class if np.ptp(values) > TINY]
+    if np.isnan(variance) or min([cases, *map(len, varying)]) < LEAST_CASES:
         return Estimate(value, None, None)
-    spread = t_quantile(_freedom(by_class)) * math.sqrt(variance)
+    spread = t_quantile(_freedom(varying)) * math.sqrt(variance)
     if name == "ece":  # which chance raises above 0: the lower end is taken from the value without that bias
         bias = sum((len(values) - 1) * float(values.mean() - value) for values in by_class)
         return Estimate(value, max(value - max(bias, 0) - spread, 0.0), min(value + spread, 1.0))
@@ -120,12 +122,11 @@ def _estimate(name: str, value: float, without: Values, strata: NDArray[np.bool_
     return Estimate(value, *_interval(value, spread, cases))
 
 
-def _freedom(by_class: list[Values]) -> float:
+def _freedom(varying: list[Values]) -> float:
     """Estimate the variance's degrees of freedom, 2 variance^2 / (variance of the variance), from the kurtosis.
 
     Half of them are taken, as samples understate a kurtosis; never more than cases of the rarer class, less one.
     """
-    varying = [values for values in by_class if np.ptp(values) > TINY]
     if not varying:
         return 1.0
     variance, its_variance = 0.0, 0.0

@@ -171,7 +171,8 @@ def plot_histogram(scores: Scores) -> Figure:
         axes.hist(scores.probability[chosen], bins=HISTOGRAM_BINS, range=(0, 1), color=colour, alpha=0.6, label=label)
     for number, threshold in enumerate(np.unique(scores.threshold)):
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle="--", label="" if number else "threshold")
-    axes.set_ylim(auto=True)
+    axes.autoscale(axis="y")
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -75,12 +75,14 @@ def test_a_perfect_result_is_no_certainty() -> None:
         assert (found[name].low, found[name].high) == pytest.approx((exact.low, exact.high)), name
 
 
-def test_one_case_of_a_class_gives_a_value_and_no_interval() -> None:
-    label = np.array([False] * 5 + [True] * 10)
-    cases = np.array(["a"] * 5 + ["b"] * 5 + ["c"] * 5)
-    found = estimate(np.random.default_rng(0).random(15), label, cases, 0.5)
-    assert found["auroc"].value is not None and found["auroc"].low is None
-    assert found["specificity"].low is None and found["sensitivity"].low is not None
+@pytest.mark.parametrize("benign", [1, 2])
+def test_a_class_of_too_few_cases_gives_a_value_and_no_interval(benign: int) -> None:
+    label = np.array([False] * 5 * benign + [True] * 30)
+    cases = np.arange(len(label)) // 5
+    found = estimate(np.random.default_rng(0).random(len(label)), label, cases.astype(str), 0.5)
+    for name in ("auroc", "specificity", "balanced_accuracy"):
+        assert found[name].value is not None and found[name].low is None
+    assert found["sensitivity"].low is not None
 
 
 def test_one_class_alone_leaves_what_needs_both_undefined() -> None:

@@ -17,6 +17,26 @@ Convert a Keras model of the notebook's network to a checkpoint of histo_pl, or 
 Reads .h5 and .keras of Keras 2 and 3, whole models and weights alone; writes .h5, which both read. Keras is
 not needed, and nothing in the file is executed. docs/keras.md says more."""
 
+SUMMARIZE = """\
+Compare the runs below a folder: mean, standard deviation and every value of each metric. If they are the folds of one
+cross-validation, all their test tiles are pooled, with intervals.
+
+  python -m histo_pl summarize multirun/DAY/TIME
+
+Writes summary.json and summary.png into the folder."""
+
+AUDIT = """\
+Look in folders of tiles for what makes results untrue: unreadable files, copies (exact, turned, flipped, zoomed,
+sheared, recompressed or brightened), one image in both classes, copies and cases on both sides of a split, classes that
+differ in how their files are stored, and how well colour alone tells the classes apart.
+
+  python -m histo_pl audit tiles
+  python -m histo_pl audit tiles --group-regex 'patient\\d+'
+  python -m histo_pl audit train test
+
+Altered copies need OpenCV: pip install -e '.[audit]'. The copies go to groups.csv, which data.groups_file= takes, so
+that the next split keeps them together."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command.
@@ -41,8 +61,50 @@ def _parser() -> argparse.ArgumentParser:
         epilog="python -m histo_pl COMMAND --help tells more of each.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_audit(commands)
     _add_convert(commands)
+    _add_summarize(commands)
     return parser
+
+
+def _add_audit(commands: Any) -> None:  # noqa: ANN401
+    parser = commands.add_parser(
+        "audit",
+        help="look for copies and leaks in folders of tiles",
+        description=AUDIT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a folder of tiles")
+    parser.add_argument(
+        "--group-regex", metavar="REGEX", help="finds the patient in a tile's path, as data.group_regex"
+    )
+    parser.add_argument("--split-file", type=Path, metavar="CSV", help="a split.csv: which part each tile belongs to")
+    parser.add_argument("--exact-only", action="store_true", help="do not look for altered copies")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: audits/DAY/TIME)")
+    parser.set_defaults(run=_audit)
+
+
+def _audit(**options: Any) -> str:  # noqa: ANN401
+    from histo_pl.audit import audit
+
+    return audit(**options)
+
+
+def _add_summarize(commands: Any) -> None:  # noqa: ANN401
+    parser = commands.add_parser(
+        "summarize",
+        help="compare the runs of a sweep or cross-validation",
+        description=SUMMARIZE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of the runs' folders")
+    parser.set_defaults(run=_summarize)
+
+
+def _summarize(**options: Any) -> str:  # noqa: ANN401
+    from histo_pl.summarize import summarize
+
+    return summarize(**options)
 
 
 def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

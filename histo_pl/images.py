@@ -62,6 +62,26 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     return np.array(_open_rgb(path))
 
 
+def read_format(path: str | Path) -> tuple[str, str]:
+    """Read how an image file is stored, without its pixels.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The format's name, such as JPEG, and the stored dots an inch, empty where the file says nothing of them.
+
+    Raises:
+        ImageError: The file cannot be opened as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            dpi = image.info.get("dpi")
+            return str(image.format), "" if dpi is None else f"{round(float(dpi[0]))}"
+    except Exception as error:  # Pillow lets many kinds through from damaged headers
+        raise ImageError(f"This file is no image that can be opened ({error}). Received: {path}") from error
+
+
 def read_tile(path: str | Path, size: int, resize: str = RESIZE) -> Tensor:
     """Read an image file at the size of a network's input.
 

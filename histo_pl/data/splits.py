@@ -39,13 +39,14 @@ class Tile:
         return self.kept_with or self.case or self.path
 
 
-def case_of(path: str, group_regex: str | None) -> str:
+def case_of(path: str, group_regex: str | None, key: str = "data.group_regex") -> str:
     r"""Read the case out of a tile's path.
 
     Args:
         path: Relative to the root, with forward slashes.
         group_regex: Searched in `path`; its first group is the case, or the whole match if it has none.
             None: cases are unknown.
+        key: What the user calls the expression, for errors.
 
     Returns:
         The case, empty where cases are unknown.
@@ -58,14 +59,11 @@ def case_of(path: str, group_regex: str | None) -> str:
     try:
         match = re.search(group_regex, path)
     except re.error as error:
-        raise UserError(
-            f"data.group_regex is no valid regular expression ({error}). Received: {group_regex}"
-        ) from error
+        raise UserError(f"{key} is no valid regular expression ({error}). Received: {group_regex}") from error
     case = match and match.group(min(1, match.re.groups))
     if not case:
         raise UserError(
-            f"data.group_regex finds no case in a tile's path. Expected one in every path. "
-            f"Received: {group_regex} and {path}"
+            f"{key} finds no case in a tile's path. Expected one in every path. Received: {group_regex} and {path}"
         )
     return case
 

@@ -134,9 +134,9 @@ def write_results(folder: Path, report: Report) -> None:
     test = report.results["test"]
     cells = test["confusion"]
     matrix = [[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]]
-    drawn = figures(report.scores) | {"confusion": plots.plot_confusion(matrix, f"{test['tiles']} tiles")}
-    plots.save(drawn, folder)
-    report.write(folder / "report.html")
+    drawn = figures(report.scores)
+    plots.save(drawn | {"confusion": plots.plot_confusion(matrix, f"{test['tiles']} tiles")}, folder)
+    report.write(folder / "report.html", drawn)
 
 
 def without_nan(value: Any) -> Any:  # noqa: ANN401

@@ -7,6 +7,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from histo_pl.evaluation.calibration import Calibration
 from histo_pl.models import build_network
 from tests.conftest import ROOT, compose_config
 
@@ -31,6 +32,7 @@ def test_every_choice_composes_and_makes_what_it_names(choice: str, tmp_path: Pa
         build_network({key: value for key, value in config.model.items() if key != "weights"})
     elif group in ("experiment", "debug"):
         instantiate(config.data, augment=instantiate(config.augment))
+        Calibration(**config.calibration)
     elif group == "callbacks":
         assert all(instantiate(callback) for callback in config.callbacks.values())
     elif choice != "logger=wandb":  # it would log in

@@ -121,7 +121,7 @@ def test_training_goes_on_from_a_converted_model(
     start, end = (load_model(tmp_path / name) for name in ("model.ckpt", "run/best.ckpt"))
     for name, weight in start.network.state_dict().items():
         assert torch.equal(weight, end.network.state_dict()[name]), name
-    assert "If tiles or patients of this test set were among its training data" in caplog.text
+    assert "Its training tiles are unknown" in caplog.text
     assert results["data"]["pretrained_on"] == "a Keras model, Breast_Cancer_Model.h5"
     assert end.trained_on == "synthetic demo, starting from a Keras model, Breast_Cancer_Model.h5"
     assert "resized by pillow-nearest, these are by pillow-bilinear-antialias" in caplog.text

@@ -18,12 +18,18 @@ from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image
 Run = Callable[..., dict[str, Any]]
 RUN_FILES = {
     "best.ckpt",
+    "calibration.png",
     "config.yaml",
     "confusion.png",
     "curves.png",
+    "histogram.png",
     "last.ckpt",
     "metrics.csv",
+    "precision_recall.png",
+    "predictions.csv",
+    "report.html",
     "results.json",
+    "roc.png",
     "split.csv",
 }
 
@@ -81,7 +87,7 @@ def test_the_same_seed_gives_the_same_results(run_training: Run, seed: int) -> N
     again = run_training(f"seed={seed}", "data.num_workers=1", folder="b")
     other = run_training(f"seed={seed + 1}", folder="c")
     assert without_times_and_paths(first) == without_times_and_paths(again)
-    assert first["test"]["loss"] != other["test"]["loss"]
+    assert first["test"]["log_loss"] != other["test"]["log_loss"]
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(run_training: Run, tmp_path: Path) -> None:
@@ -159,8 +165,8 @@ def test_an_unreadable_tile_ends_the_run_with_its_name(tmp_path: Path) -> None:
 def test_mixed_precision_trains_in_bfloat16(run_training: Run) -> None:
     half = run_training("trainer=amp", "trainer.accelerator=cpu", folder="half")
     full = run_training(folder="full")
-    assert half["test"]["loss"] == pytest.approx(full["test"]["loss"], abs=0.05)
-    assert half["test"]["loss"] != full["test"]["loss"]
+    assert half["test"]["log_loss"] == pytest.approx(full["test"]["log_loss"], abs=0.05)
+    assert half["test"]["log_loss"] != full["test"]["log_loss"]
 
 
 def test_a_tiny_run_can_learn_a_batch_by_heart(run_training: Run, tmp_path: Path) -> None:
@@ -175,7 +181,7 @@ def test_program_sweeps_learning_rates(tmp_path: Path, demo_root: Path) -> None:
     run_program(tmp_path, "-m", "optim.lr=1e-3,1e-4", *TINY, *TINY_DEMO, f"data.root={demo_root}")
     runs = sorted((tmp_path / "multirun").glob("*/*/*/results.json"))
     assert [run.parent.name for run in runs] == ["0", "1"]
-    losses = {json.loads(run.read_text())["test"]["loss"] for run in runs}
+    losses = {json.loads(run.read_text())["test"]["log_loss"] for run in runs}
     assert len(losses) == 2
 
 

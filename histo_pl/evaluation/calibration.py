@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from histo_pl.errors import UserError
 
-TEMPERATURES = (0.01, 100.0)  # far beyond what networks need
+TEMPERATURES = (0.05, 20.0)  # a network that knows nothing gets the largest
 RULES = ("youden", "sensitivity")
 Array = NDArray[np.float64]
 

@@ -235,8 +235,8 @@ def _draw_levels(
 
 
 def _square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(3.6, 3.4), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(3.6, 3.4), dpi=150)
+    axes = figure.subplots(gridspec_kw={"left": 0.16, "right": 0.97, "bottom": 0.14, "top": 0.96})
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     _tidy(axes)
     return figure, axes

@@ -58,16 +58,17 @@ class Report:
     epochs: Sequence[Mapping[str, float]] = ()
     settings: str = ""
 
-    def write(self, file: Path) -> None:
+    def write(self, file: Path, drawn: Mapping[str, Figure]) -> None:
         """Write the report.
 
         Args:
             file: The HTML file.
+            drawn: What `figures` returns.
         """
         sections = [
             _headlines(self.results["test"]),
             _section("Results", _metrics_table(self.results)),
-            _section("Curves", _curves(self.scores)),
+            _section("Curves", _curves(drawn)),
             _section("Confusion", _confusions(self.results)),
             _section("Decision", _decision(self.results)),
             _section("Data", _data(self.results)),
@@ -150,7 +151,9 @@ def _metrics_table(results: Mapping[str, Any]) -> str:
 
 
 def _levels(scores: Scores) -> dict[str, Scores]:
-    return {"tiles": scores} | ({"cases": scores.by_case()} if scores.unit == "cases" else {})
+    cases = scores.by_case() if scores.unit == "cases" else None
+    both = cases is not None and not cases.malignant.all()
+    return {"tiles": scores} | ({"cases": cases} if cases is not None and both else {})
 
 
 def figures(scores: Scores) -> dict[str, Figure]:
@@ -171,17 +174,18 @@ def figures(scores: Scores) -> dict[str, Figure]:
     return {"roc": plots.plot_roc(levels), "precision_recall": plots.plot_precision_recall(levels)} | drawn
 
 
-def _curves(scores: Scores) -> str:
+def _curves(drawn: Mapping[str, Figure]) -> str:
     names = {
         "roc": "ROC",
         "precision_recall": "Precision and recall",
         "calibration": "Calibration of the tiles' probabilities",
         "histogram": "Probabilities of the tiles",
     }
-    drawn = figures(scores).items()
     return (
         '<div class="plots">'
-        + "".join(f"<figure><figcaption>{names[name]}</figcaption>{_svg(figure)}</figure>" for name, figure in drawn)
+        + "".join(
+            f"<figure><figcaption>{names[name]}</figcaption>{_svg(figure)}</figure>" for name, figure in drawn.items()
+        )
         + "</div>"
     )
 

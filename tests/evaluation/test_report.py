@@ -1,0 +1,122 @@
+"""The report: whole, self-contained, and safe whatever files are called."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from histo_pl.evaluation.report import Report, figures, format_estimate, worst_mistakes
+from histo_pl.evaluation.scores import Scores, referral
+from tests.conftest import draw_image
+
+
+def make_scores(count: int = 40, with_cases: bool = True) -> Scores:
+    generator = np.random.default_rng(0)
+    malignant = np.arange(count) % 8 >= 4
+    return Scores(
+        path=np.array([f"tile<{n}>.png" for n in range(count)]),
+        case=np.array([f"case{n // 4}" if with_cases else "" for n in range(count)]),
+        malignant=malignant,
+        probability=np.clip(malignant * 0.3 + generator.random(count) * 0.7, 0, 1),
+        threshold=np.full(count, 0.5),
+    )
+
+
+def results_of(scores: Scores) -> dict[str, Any]:
+    return {
+        "test": scores.summary(),
+        "test_by_case": scores.by_case().summary() if scores.unit == "cases" else None,
+        "decision": {"threshold": 0.5, "temperature": 1.2, "rule": "fixed"},
+        "refer": referral(scores, (0.4, 0.6)),
+        "data": {
+            "name": "<b>set</b>",
+            "root": "tiles & more",
+            "positive_class": "m",
+            "negative_class": "b",
+            "parts": {"test": {"tiles": 40, "malignant": 20, "cases": None}},
+        },
+    }
+
+
+class Page(HTMLParser):
+    """Collects every address and script."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+
+@pytest.mark.parametrize("with_cases", [True, False])
+def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path: Path, with_cases: bool) -> None:
+    scores = make_scores(with_cases=with_cases)
+    for path in scores.path:
+        draw_image(tmp_path / path)
+    columns = {"kind": ["<script>alert(1)</script>" if n % 2 else "x" for n in range(len(scores))]}
+    report = Report("<title>", results_of(scores), scores, tmp_path, columns, ["a note & more"], settings="a: <b>")
+    report.write(tmp_path / "report.html", figures(scores))
+    text = (tmp_path / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert "script" not in page.tags and "b" in page.tags
+    assert all(source.startswith(("data:", "#")) for source in page.sources)
+    assert not re.findall(r"url\((?!#|\"?#)", text)
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("img") == len(worst_mistakes(scores))
+    assert ("as the cases are unknown" in text) != with_cases
+
+
+def test_a_result_of_one_class_or_of_no_number_still_has_its_report(tmp_path: Path) -> None:
+    scores = make_scores()
+    diverged = scores.with_probability(np.full(len(scores), np.nan), 0.5)
+    for ones in (scores.take(scores.malignant), diverged):
+        Report("t", results_of(ones), ones, tmp_path).write(tmp_path / "report.html", figures(ones))
+        assert "undefined" in (tmp_path / "report.html").read_text()
+
+
+def test_the_worst_mistakes_are_the_most_certain_ones_of_both_kinds() -> None:
+    scores = make_scores(200)
+    worst = worst_mistakes(scores)
+    wrong = scores.called != scores.malignant
+    assert wrong[worst].all()
+    for malignant in (True, False):
+        mine = [index for index in worst if scores.malignant[index] == malignant]
+        errors = np.abs(scores.probability - scores.malignant)
+        rest = [index for index in np.flatnonzero(wrong & (scores.malignant == malignant)) if index not in mine]
+        assert errors[mine].min() >= errors[rest].max(initial=0)
+
+
+def test_a_case_has_its_tiles_mean_and_is_malignant_if_a_tile_is() -> None:
+    scores = Scores(
+        path=np.array(["1", "2", "3"]),
+        case=np.array(["a", "a", "b"]),
+        malignant=np.array([False, True, False]),
+        probability=np.array([0.2, 0.6, 0.1]),
+        threshold=np.array([0.5, 0.5, 0.5]),
+    )
+    cases = scores.by_case()
+    assert cases.path.tolist() == ["a", "b"]
+    assert cases.probability == pytest.approx([0.4, 0.1])
+    assert cases.malignant.tolist() == [True, False]
+
+
+def test_a_referral_counts_what_it_answers() -> None:
+    scores = make_scores()
+    found = referral(scores, (0.4, 0.6))
+    answered = (scores.probability < 0.4) | (scores.probability > 0.6)
+    assert found["answered"] == answered.sum() == len(scores) - (found["referred"] or 0)
+    assert found["wrong"] == (scores.called != scores.malignant)[answered].sum()
+
+
+@pytest.mark.parametrize(
+    ("value", "ends", "text"), [(0.5, [0.25, 1.0], ".500 (.250 to 1.000)"), (1.0, None, "1.000"), (None, None, "")]
+)
+def test_an_undefined_value_is_blank(value: float | None, ends: list[float] | None, text: str) -> None:
+    assert format_estimate({"auroc": value, "intervals": {"auroc": ends}}, "auroc") == text

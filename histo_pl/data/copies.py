@@ -5,16 +5,19 @@ an affine map carries the keypoints of one onto their matches in the other and t
 mirrored tile's descriptors are those of the tile in another order, so that flips cost no second look at the image.
 """
 
+import importlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from histo_pl.errors import UserError
@@ -66,7 +69,7 @@ class Settings:
         agreement: Least `Pair.agreement`.
     """
 
-    side: int = 256
+    side: int = 192
     keypoints: int = 150
     words: int = 8192
     candidates: int = 15
@@ -138,27 +141,46 @@ def find_copies(
         ImageError: A file cannot be read.
         UserError: OpenCV is not installed.
     """
-    _require_opencv()
+    _opencv()  # before any work
     features = describe(files, progress, settings)
     proposals = propose(features, settings)
-    compare = partial(_compare, features, settings=settings)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda item: list(compare(*item[0], item[1])), proposals.items())
-        best: dict[tuple[int, int], Pair] = {}
+    best: dict[tuple[int, int], Pair] = {}
+    with _one_thread_a_product(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(
+            lambda item: list(_compare(features, item[0][0], item[0][1], item[1], settings)), proposals.items()
+        )
         for pairs in progress(found, len(proposals)):
             best |= {(pair.first, pair.second): pair for pair in pairs}
     return [best[key] for key in sorted(best)]
 
 
-def _require_opencv() -> None:
+def _opencv() -> Any:  # noqa: ANN401
+    """Import the optional OpenCV, whose own threads would get in the way of ours."""
     try:
-        import cv2
+        opencv = importlib.import_module("cv2")
     except ImportError as error:
         raise UserError(
-            "Copies are found with OpenCV, which is not installed. Mend: pip install 'opencv-python-headless>=4.10'. "
-            f"Received: {error}"
+            f"Altered copies are found with OpenCV, which is not installed. Mend: pip install -e '.[audit]', or look "
+            f"for exact copies alone with --exact-only. Received: {error}"
         ) from error
-    cv2.setNumThreads(1)
+    opencv.setNumThreads(1)
+    return opencv
+
+
+@contextmanager
+def _one_thread_a_product() -> Iterator[None]:
+    """Keep small matrix products to the thread that asks for them: sharing one out costs more than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _multiply(left: Array, right: Array) -> Array:
+    """Return left @ right.T, by PyTorch: NumPy's number of threads cannot be set."""
+    return (torch.from_numpy(left) @ torch.from_numpy(right).T).numpy()
 
 
 def describe(files: Sequence[Path], progress: Progress, settings: Settings) -> Features:
@@ -177,7 +199,7 @@ def describe(files: Sequence[Path], progress: Progress, settings: Settings) -> F
 
 
 def _describe(file: Path, settings: Settings) -> tuple[Array, Array, Array]:
-    import cv2
+    cv2 = _opencv()
 
     gray = cv2.cvtColor(read_rgb(file), cv2.COLOR_RGB2GRAY)
     thumbnail, picture = _shrink(gray, THUMBNAIL), _shrink(gray, settings.side)
@@ -195,7 +217,7 @@ def _describe(file: Path, settings: Settings) -> tuple[Array, Array, Array]:
 
 
 def _shrink(gray: Array, side: int) -> Array:
-    import cv2
+    cv2 = _opencv()
 
     scale = side / max(gray.shape)
     height, width = (max(1, round(scale * length)) for length in gray.shape)
@@ -218,7 +240,7 @@ def propose(features: Features, settings: Settings) -> Proposals:
     return {key: sorted(others) for key, others in sorted(chosen.items())}
 
 
-def _learn_words(features: Features, settings: Settings, rounds: int = 8, sample: int = 60_000) -> Array:
+def _learn_words(features: Features, settings: Settings, rounds: int = 4, sample: int = 60_000) -> Array:
     """Cluster a sample of the descriptors. The second half of the words mirror those of the first, in order."""
     rng = np.random.default_rng(SEED)
     tiles, places = np.nonzero(features.known())
@@ -237,7 +259,7 @@ def _learn_words(features: Features, settings: Settings, rounds: int = 8, sample
 
 def _nearest_word(points: Array, words: Array, block: int = 4096) -> Array:
     blocks = (points[start : start + block] for start in range(0, len(points), block))
-    return np.concatenate([(part @ words.T).argmax(1) for part in blocks])
+    return np.concatenate([_multiply(part, words).argmax(1) for part in blocks])
 
 
 def _find_words(features: Features, vocabulary: Array, block: int = 64) -> Array:
@@ -286,7 +308,7 @@ class Bags:
             plain = self.vectors(start, start + block)
             queries = np.concatenate((plain, self._mirror(plain)))
             similar = np.concatenate(
-                [queries @ self.vectors(other, other + block).T for other in range(0, tiles, block)], axis=1
+                [_multiply(queries, self.vectors(other, other + block)) for other in range(0, tiles, block)], axis=1
             )
             own = start + np.arange(len(queries)) % len(plain)
             similar[np.arange(len(queries)), own] = 0
@@ -303,7 +325,7 @@ def _compare(
         return
     frames, descriptors, mask, thumbnail = _view(features, first, mirrored)
     there = features.descriptors[others].astype(np.float32)
-    similar = (descriptors @ there.reshape(-1, LENGTH).T).reshape(count, len(others), -1) / 255**2
+    similar = _multiply(descriptors, there.reshape(-1, LENGTH)).reshape(count, len(others), -1) / 255**2
     for column, second in enumerate(others):
         here, matched = _match(similar[:, column, : features.counts[second]], settings)
         if len(here) < settings.inliers:
@@ -324,8 +346,8 @@ def _view(features: Features, tile: int, mirrored: bool) -> tuple[Array, Array, 
     descriptors = features.descriptors[tile, :count].astype(np.float32)
     thumbnail = features.thumbnails[tile]
     if mirrored:
-        frames = frames * np.float32((-1, 1, 1, -1)) + np.float32((width / THUMBNAIL, 0, 0, np.pi))
-        descriptors = descriptors[:, MIRROR]
+        frames = frames * np.array((-1, 1, 1, -1), np.float32) + np.array((width / THUMBNAIL, 0, 0, np.pi), np.float32)
+        descriptors = np.ascontiguousarray(descriptors[:, MIRROR])
         thumbnail = np.concatenate((thumbnail[:, :width][:, ::-1], thumbnail[:, width:]), axis=1)
     return frames, descriptors, _mask(features.extents[tile]), thumbnail
 
@@ -389,7 +411,7 @@ def _lay_over(
     here: tuple[Array, Array], there: tuple[Array, Array], matrix: Array, settings: Settings
 ) -> tuple[float, float]:
     """Carry one thumbnail onto another, each with its mask: `Pair.overlap` and `Pair.agreement`."""
-    import cv2
+    cv2 = _opencv()
 
     linear, shift = matrix[:, :2], matrix[:, 2]
     pixels = np.column_stack((linear, THUMBNAIL * shift + (linear.sum(1) - 1) / 2))
@@ -406,7 +428,7 @@ def _lay_over(
 
 def _correlate(one: Array, other: Array, window: int = 13, least_deviation: float = 4) -> tuple[Array, Array]:
     """Correlate two pictures around each pixel, and say where both have something to correlate."""
-    import cv2
+    cv2 = _opencv()
 
     def mean(values: Array) -> Array:
         return cv2.boxFilter(values, -1, (window, window))

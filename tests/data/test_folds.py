@@ -52,7 +52,7 @@ def test_folds_that_cannot_be_are_refused(folds: int, fold: int) -> None:
 
 def test_folds_of_a_folder_with_its_own_test_set_are_refused(make_folder: MakeFolder) -> None:
     root = make_folder({"train/benign": 4, "train/malignant": 4, "test/benign": 2, "test/malignant": 2})
-    with pytest.raises(UserError, match="data.folds needs one folder"):
+    with pytest.raises(UserError, match=r"data\.folds needs one folder"):
         HistologyDataModule(root, folds=2).setup()
 
 

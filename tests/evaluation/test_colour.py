@@ -14,7 +14,9 @@ def test_the_regression_is_scikit_learns() -> None:
     generator = np.random.default_rng(0)
     colours = generator.random((80, 21))
     malignant = colours[:, 0] + 0.5 * generator.random(80) > 0.7
-    peer = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-9, max_iter=9999)).fit(colours[:60], malignant[:60])
+    peer = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-9, max_iter=9999)).fit(
+        colours[:60], malignant[:60]
+    )
     found = colour_only(colours[:60], malignant[:60], colours[60:])
     assert found == pytest.approx(peer.predict_proba(colours[60:])[:, 1], abs=1e-5)
 

@@ -10,6 +10,7 @@ import pytest
 
 from histo_pl.__main__ import main
 from histo_pl.command_line import quote_literals
+from histo_pl.evaluate import evaluate
 from histo_pl.inference import predict
 from histo_pl.training import train
 from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image
@@ -34,7 +35,10 @@ def tiles(tmp_path: Path) -> Path:
     return tmp_path / "tiles"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py") and "resume=" not in c])
+@pytest.mark.parametrize(
+    "command",
+    [c for c in COMMANDS if c.startswith("python train.py") and "resume=" not in c and "crossval" not in c],
+)
 def test_train_commands(command: str, trained: Path, tiles: Path, demo_root: Path, tmp_path: Path) -> None:
     arguments = [
         f"model.weights={trained / 'best.ckpt'}" if argument.startswith("model.weights=") else argument
@@ -65,9 +69,38 @@ def test_predict_commands(command: str, trained: Path, tiles: Path, tmp_path: Pa
     assert out is None or Path(out).is_file()
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "experiment=crossval" in c])
+def test_cross_validation_commands(command: str, tiles: Path, tmp_path: Path) -> None:
+    """Each fold's run; that one command does them all is tested in test_evaluate."""
+    tiny = [f"data.root={tiles}", *(option for option in TINY if option != "trainer=cpu"), *ON_THE_PROCESSOR]
+    for fold in range(5):
+        folder = tmp_path / str(fold)
+        train(compose_config("train", *arguments_of(command), *tiny, f"data.fold={fold}", f"run_dir={folder}"))
+    main(["summarize", str(tmp_path)])
+    assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python evaluate.py")])
+def test_evaluate_commands(command: str, trained: Path, tiles: Path, tmp_path: Path) -> None:
+    own = [f"ckpt={trained}", f"data.root={tiles}", "data.num_workers=0", f"run_dir={tmp_path / 'run'}"]
+    assert evaluate(compose_config("evaluate", *arguments_of(command), *own))["test"]["tiles"] == 40
+
+
+def test_audit_and_summarize_commands(tiles: Path, tmp_path: Path) -> None:
+    """The audit, altered copies included, is tested in test_audit, and summarize above: here, what they are given."""
+    audited, summarized = (
+        shlex.split(c, comments=True)[3:]
+        for c in COMMANDS
+        if c.startswith(("python -m histo_pl audit", "python -m histo_pl summ"))
+    )
+    assert audited[:2] == ["audit", "tiles"] and summarized == ["summarize", "multirun/DAY/TIME"]
+    main(["audit", str(tiles), *audited[2:], "--exact-only", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "groups.csv").is_file()
+
+
 def test_convert_commands(trained: Path, tmp_path: Path) -> None:
     """From a checkpoint to Keras and back: what the README's two lines do."""
-    there, back = (shlex.split(c, comments=True)[3:] for c in COMMANDS if c.startswith("python -m histo_pl"))
+    there, back = (shlex.split(c, comments=True)[3:] for c in COMMANDS if c.startswith("python -m histo_pl convert"))
     assert [Path(file).suffix for file in (*there[1:], *back[1:])] == [".h5", ".ckpt", ".ckpt", ".h5"]
     main(["convert", str(trained / "best.ckpt"), str(tmp_path / back[2])])
     main(["convert", str(tmp_path / back[2]), str(tmp_path / there[2])])
@@ -83,7 +116,10 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
     known = (
         "python train.py",
         "python predict.py",
+        "python evaluate.py",
+        "python -m histo_pl audit",
         "python -m histo_pl convert",
+        "python -m histo_pl summarize",
         "python -m venv",
         "pip install -e",
         "#",

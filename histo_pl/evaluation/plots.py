@@ -30,10 +30,11 @@ def plot_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int, title: s
     Returns:
         A figure of 1350 by 450 pixels.
     """
-    figure = Figure(figsize=(9, 3), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9, 3), dpi=150)
     figure.suptitle(title, fontsize=10)
+    margins = {"left": 0.05, "right": 0.99, "bottom": 0.15, "top": 0.83, "wspace": 0.2}
     names = {"loss": "loss (BCE)", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
-    for axes, (metric, label) in zip(figure.subplots(1, len(names)), names.items(), strict=True):
+    for axes, (metric, label) in zip(figure.subplots(1, len(names), gridspec_kw=margins), names.items(), strict=True):
         _plot_metric(axes, epochs, metric, label)
         axes.axvline(best_epoch + 1, color="0.6", linewidth=1, linestyle=":", label="kept")
     figure.axes[0].legend(frameon=False, fontsize=8)
@@ -67,8 +68,8 @@ def plot_confusion(matrix: ArrayLike, title: str) -> Figure:
     """
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(4, 3.6), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(4, 3.6), dpi=150)
+    axes = figure.subplots(gridspec_kw={"left": 0.15, "right": 0.96, "bottom": 0.13, "top": 0.9})
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         share = shares[row, column]

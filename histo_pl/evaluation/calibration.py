@@ -38,7 +38,7 @@ class Decision:
         Returns:
             Of the same shape, in [0, 1]; NaN for NaN.
         """
-        return _sigmoid(logits / self.temperature)
+        return sigmoid(logits / self.temperature)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def fit_temperature(logits: Array, malignant: NDArray[np.bool_]) -> float:
 
     def slope(log_temperature: float) -> float:
         """How the log loss grows with 1 / temperature, in which it is convex."""
-        return float(np.mean(logits * (_sigmoid(logits / math.exp(log_temperature)) - targets)))
+        return float(np.mean(logits * (sigmoid(logits / math.exp(log_temperature)) - targets)))
 
     low, high = (math.log(end) for end in TEMPERATURES)
     for _ in range(60):
@@ -186,7 +186,7 @@ def choose_band(
         return 0.0, 1.0
     reach = (distance[order][answered] + distance[order][answered - 1]) / 2
     centre = _logit(np.array(threshold))
-    return float(_sigmoid(centre - reach)), float(_sigmoid(centre + reach))
+    return float(sigmoid(centre - reach)), float(sigmoid(centre + reach))
 
 
 def _without_ties(distances: Array, allowed: NDArray[np.int64]) -> int:
@@ -201,5 +201,13 @@ def _logit(probability: Array) -> Array:
     return np.log(inside / (1 - inside))
 
 
-def _sigmoid(logits: Array) -> Array:
+def sigmoid(logits: Array) -> Array:
+    """Turn logits into probabilities, in double precision and without overflow.
+
+    Args:
+        logits: Any shape.
+
+    Returns:
+        Of the same shape, in [0, 1]; NaN for NaN.
+    """
     return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from histo_pl.evaluation.calibration import sigmoid
 from histo_pl.images import read_rgb
 
 SAMPLES = 64  # pixels looked at along each side
@@ -65,15 +66,11 @@ def colour_only(training: Array, malignant: NDArray[np.bool_], tested: Array) ->
     penalty = np.r_[np.ones(inputs.shape[1] - 1), 1e-9]
     weights = np.zeros(inputs.shape[1])
     for _ in range(STEPS):  # Newton's, which needs about ten
-        probability = _sigmoid(inputs @ weights)
+        probability = sigmoid(inputs @ weights)
         gradient = inputs.T @ (probability - malignant) + penalty * weights
         hessian = inputs.T @ (inputs * (probability * (1 - probability))[:, None]) + np.diag(penalty)
         step = np.linalg.solve(hessian, gradient)
         weights -= step
         if np.abs(step).max() < 1e-8:  # noqa: PLR2004
             break
-    return _sigmoid(outputs @ weights)
-
-
-def _sigmoid(logits: Array) -> Array:
-    return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
+    return sigmoid(outputs @ weights)

@@ -92,6 +92,9 @@ def audit(
     groups, exact = _find_groups(sound, exact_only)
     findings = {
         "tiles": len(read),
+        "classes": dict(Counter(item.class_name for item in read)),
+        "parts": dict(Counter(item.part for item in read if item.part)),
+        "cases": len({item.case for item in read if item.case}) if group_regex else None,
         "unreadable": [str(item.file) for item in read if item.error is not None],
         "exact_copies": _count_copies(exact),
         "copies": None if exact_only else _count_copies(groups),
@@ -114,6 +117,8 @@ def _list_items(folders: Sequence[Path], group_regex: str | None, split_file: Pa
         part_of = {row["path"]: row["split"] for row in read_table(split_file, "--split-file", ("path", "split"))}
     items = []
     for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"There is no such folder. Expected a folder of tiles. Received: {folder}")
         files = [file for file in find_files(folder) if is_image(file)]
         if not files:
             raise UserError(f"There is no image to audit. Expected a folder of tiles. Received: {folder}")
@@ -153,7 +158,7 @@ def _find_groups(items: Sequence[Item], exact_only: bool) -> tuple[list[int], li
     single = list(first.values())
 
     def progress(steps: Iterable[Any], total: int) -> Iterable[Any]:
-        return tqdm(steps, total=total, desc="Looking for copies", unit="tile")
+        return tqdm(steps, total=total, desc="Looking for copies", unit="step")
 
     near = find_copies([items[index].file for index in single], progress)
     pairs = [replace(pair, first=single[pair.first], second=single[pair.second]) for pair in near]
@@ -245,15 +250,19 @@ def _describe(findings: Mapping[str, Any]) -> list[str]:
     exact, copies = findings["exact_copies"], findings["copies"]
     altered = "not looked for (--exact-only)"
     if copies is not None:
-        altered = f"{copies['tiles']} tiles in {copies['groups']} groups: {copies['surplus']} are surplus"
+        altered = _counted_groups(copies)
+    parts, cases = findings["parts"], findings["cases"]
+    torn = "unknown" if cases is None else _some(list(findings["cases_across_parts"]))
+    unsplit = "not checked: no train and test, no --split-file" if len(parts) < 2 else ""  # noqa: PLR2004
     lines = [
-        f"{findings['tiles']} tiles",
+        f"{findings['tiles']} tiles: {_counted(findings['classes'])}",
+        f"  cases                 {'unknown (--group-regex)' if cases is None else cases}",
         f"  unreadable            {_some(findings['unreadable'])}",
-        f"  exact copies          {exact['tiles']} tiles in {exact['groups']} groups",
+        f"  exact copies          {_counted_groups(exact)}",
         f"  copies, altered too   {altered}",
-        f"  conflicting labels    {_some([' and '.join(paths[:2]) for paths in findings['conflicting_labels']])}",
-        f"  copies across parts   {_some([' and '.join(paths[:2]) for paths in findings['copies_across_parts']])}",
-        f"  cases across parts    {_some(list(findings['cases_across_parts']))}",
+        f"  conflicting labels    {_some(_pairs(findings['conflicting_labels']))}",
+        f"  copies across parts   {unsplit or _some(_pairs(findings['copies_across_parts']))}",
+        f"  cases across parts    {unsplit or torn}",
     ]
     for name, counts in findings["storage"].items():
         by_class = "; ".join(f"{class_name}: {_counted(count)}" for class_name, count in counts.items())
@@ -268,6 +277,16 @@ def _describe(findings: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _counted_groups(copies: Mapping[str, int]) -> str:
+    if not copies["groups"]:
+        return "none"
+    return f"{copies['tiles']} tiles in {copies['groups']} groups: {copies['surplus']} are surplus"
+
+
+def _pairs(groups: Sequence[Sequence[str]]) -> list[str]:
+    return [" and ".join(paths[:2]) for paths in groups]
+
+
 def _some(names: Sequence[str]) -> str:
     return "none" if not names else f"{len(names)}, such as {names[0]}"
 
@@ -277,7 +296,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _advice(findings: Mapping[str, Any], out: Path) -> list[str]:
-    lines = [f"Written: {out / 'groups.csv'} and audit.json."]
+    lines = [f"Written: {out / 'audit.json'} and groups.csv."]
     if (findings["copies"] or findings["exact_copies"])["groups"]:
         lines.append(f"To keep copies on one side of the split add data.groups_file={out / 'groups.csv'} to train.py.")
     if findings["copies_across_parts"]:

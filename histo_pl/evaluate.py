@@ -14,9 +14,9 @@ from tqdm import tqdm
 from histo_pl.data import HistologyDataModule
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Decision
-from histo_pl.evaluation.report import Report
+from histo_pl.evaluation.report import Report, format_estimate
 from histo_pl.evaluation.scores import Scores
-from histo_pl.evidence import judge, log_results, score, write_predictions, write_results
+from histo_pl.evidence import judge, log_results, remarks, score, write_predictions, write_results
 from histo_pl.inference import Predictor, TrainedModel, find_checkpoint, load_model
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,10 @@ def _seen(model: TrainedModel, tested: Scores, part_seen: np.ndarray) -> dict[st
     if not model.seen:
         note = "The checkpoint does not say which tiles trained it: if these are among them, the figures flatter."
     elif not known:
-        note = f"None of the {total} tiles had a part in the checkpoint's training: no file is the same."
+        note = (
+            f"None of the {total} files is one that trained or validated the checkpoint. (Re-saved copies, and other "
+            f"tiles of its patients, cannot be recognised.)"
+        )
     else:
         apart = "all figures are on these, and flatter" if known == total else "they are left out of the figures"
         note = (
@@ -111,7 +114,7 @@ def _write(
         scores=fresh,
         root=data.root,
         columns=data.values_of_columns(fresh.path.tolist()),
-        notes=[*results["warnings"], *_synthetic(data)],
+        notes=[*results["warnings"], *remarks(results), *_synthetic(data)],
         settings=OmegaConf.to_yaml(config),
     )
     write_results(folder, report)
@@ -130,7 +133,7 @@ def _report(results: dict[str, Any], data: HistologyDataModule) -> None:
     log_results(results)
     seen = results["seen"]["test"]
     if seen and seen["tiles"] < results["test"]["tiles"] + seen["tiles"]:
-        log.info("On the %d tiles of the training, apart: AUROC %s.", seen["tiles"], seen["auroc"])
-    for note in _synthetic(data):
+        log.info("On the %d tiles that had a part, alone: AUROC %s.", seen["tiles"], format_estimate(seen, "auroc"))
+    for note in (*remarks(results), *_synthetic(data)):
         log.info("%s", note)
     log.info("Everything is in %s; look at report.html.", results["folder"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.splits import Part
 from histo_pl.evaluation import plots
-from histo_pl.evaluation.calibration import Decision
+from histo_pl.evaluation.calibration import TEMPERATURES, Decision
 from histo_pl.evaluation.colour import colour_only, read_colours
 from histo_pl.evaluation.labels import label_of
 from histo_pl.evaluation.measures import NAMES
@@ -152,6 +153,29 @@ def without_nan(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """Say what a reader of the figures could overlook.
+
+    Args:
+        results: What `judge` returns.
+
+    Returns:
+        Sentences; empty if there is nothing.
+    """
+    cells, decision, refer = results["test"]["confusion"], results["decision"], results["refer"]
+    found = []
+    for name, called in (("benign", cells["tn"] + cells["fn"]), ("malignant", cells["fp"] + cells["tp"])):
+        if called == results["test"]["tiles"]:
+            found.append(f"Every tile was called {name}: the accuracy is no more than that class's share of the tiles.")
+    if any(math.isclose(decision["temperature"], end, rel_tol=1e-6) for end in TEMPERATURES):
+        found.append(
+            f"The temperature is at its limit ({decision['temperature']:g}): the validation tiles do not calibrate it."
+        )
+    if refer and not refer["answered"]:
+        found.append("No band of uncertainty keeps the error rate on the validation tiles: every answer is referred.")
+    return found
+
+
 def log_results(results: Mapping[str, Any]) -> None:
     """Print every metric with its interval, of tiles and of cases.
 
@@ -159,10 +183,31 @@ def log_results(results: Mapping[str, Any]) -> None:
         results: What `judge` returns, and `colour_only` where it is known.
     """
     test, by_case = results["test"], results["test_by_case"]
-    log.info("  %-18s %-24s %s", "", f"{test['tiles']} tiles", f"{by_case['tiles']} cases" if by_case else "")
+    log.info(
+        "  %-18s %-24s %s",
+        "",
+        f"{test['tiles']} tiles",
+        f"{by_case['tiles']} cases (mean probability)" if by_case else "",
+    )
     for name, title in NAMES.items():
         by_tile = format_estimate(test, name) or "undefined"
         log.info("  %-18s %-24s %s", title, by_tile, (format_estimate(by_case, name) or "undefined") if by_case else "")
-    log.info("In brackets: 95%% intervals over %s.", test["intervals_over"])
+    log.info(
+        "In brackets: 95%% intervals over %s; none with fewer than 3 of a class, or if all are alike.",
+        test["intervals_over"],
+    )
+    decision, refer = results["decision"], results["refer"]
+    log.info(
+        "Malignant above %.4g (%s), temperature %.3g.", decision["threshold"], decision["rule"], decision["temperature"]
+    )
+    if refer:
+        log.info(
+            "Uncertain from %.3g to %.3g: %d of %d tiles referred, %d of the others wrong.",
+            refer["low"],
+            refer["high"],
+            refer["referred"],
+            refer["referred"] + refer["answered"],
+            refer["wrong"],
+        )
     if results.get("colour_only"):
         log.info("From colour alone, without any shape: AUROC %s.", format_estimate(results["colour_only"], "auroc"))

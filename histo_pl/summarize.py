@@ -132,7 +132,7 @@ def _ends(level: dict[str, Any], name: str) -> list[float | None]:
 
 def _table(summary: dict[str, Any], folder: Path) -> str:
     lines = [
-        f"{len(summary['runs'])} runs on {', '.join(summary['data'])}: mean, standard deviation, every value",
+        f"{len(summary['runs'])} runs on {', '.join(summary['data'])}: mean +- standard deviation, then every run",
         *(_line(title, summary["metrics"][name]) for name, title in NAMES.items()),
     ]
     pooled = summary["pooled"]

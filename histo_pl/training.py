@@ -34,7 +34,16 @@ from histo_pl.evaluation.calibration import Calibration, Decision
 from histo_pl.evaluation.measures import NAMES
 from histo_pl.evaluation.report import Report
 from histo_pl.evaluation.scores import Scores
-from histo_pl.evidence import colour_baseline, judge, log_results, score, without_nan, write_predictions, write_results
+from histo_pl.evidence import (
+    colour_baseline,
+    judge,
+    log_results,
+    remarks,
+    score,
+    without_nan,
+    write_predictions,
+    write_results,
+)
 from histo_pl.images import RESIZE
 from histo_pl.inference.checkpoint import update_facts
 from histo_pl.models.classifier import TileClassifier
@@ -310,7 +319,7 @@ def _write(
 
 def _notes(results: Mapping[str, Any], data: HistologyDataModule) -> list[str]:
     """What must be read before the figures."""
-    notes = list(results["warnings"])
+    notes = [*results["warnings"], *remarks(results)]
     if data.is_synthetic:
         notes.append("These tiles were drawn by a program: the figures say nothing of real tissue.")
     if results["collapsed"]:

@@ -154,3 +154,10 @@ def test_runs_that_are_no_folds_are_not_pooled(trained: Path, tmp_path: Path) ->
     assert json.loads((tmp_path / "summary.json").read_text())["pooled"] is None
     with pytest.raises(UserError, match="nothing to summarize"):
         summarize(tmp_path / "0")
+
+
+def test_what_a_reader_could_overlook_is_said(run_training: Run, tmp_path: Path) -> None:
+    """A network that calls every tile malignant has an accuracy all the same."""
+    results = run_training("calibration.threshold=0", "calibration.refer_error_rate=0")
+    assert results["test"]["specificity"] == 0
+    assert "Every tile was called malignant" in (tmp_path / "run" / "report.html").read_text()

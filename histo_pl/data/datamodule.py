@@ -281,6 +281,8 @@ class HistologyDataModule(L.LightningDataModule):
         return tiles
 
     def _split(self) -> dict[str, Part]:
+        if self.folds is None and self.fold != 0:
+            raise UserError(f"data.fold means nothing without data.folds, such as 5. Received: data.fold={self.fold}")
         if self.test_all:
             return {tile.path: "test" for tile in self.tiles}
         if self.folds is not None and (self.split_file is not None or len(self._folders) > 1):

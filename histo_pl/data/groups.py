@@ -14,7 +14,8 @@ def keep_together(tiles: Sequence[Tile], file: Path) -> list[Tile]:
 
     Args:
         tiles: All tiles.
-        file: CSV with the columns path (as in `Tile.path`) and group. Tiles that it does not name stay as they are.
+        file: CSV with the columns path (as in `Tile.path`) and group. Tiles that it does not name stay
+            as they are; an audit without a finding names none.
 
     Returns:
         The tiles in their order, with `kept_with` set where a group joins several.
@@ -23,10 +24,10 @@ def keep_together(tiles: Sequence[Tile], file: Path) -> list[Tile]:
         UserError: The file is missing or malformed, or names none of the tiles.
     """
     group_of = {row["path"]: row["group"] for row in read_table(file, "data.groups_file", ("path", "group"))}
-    if not group_of.keys() & {tile.path for tile in tiles}:
+    if group_of and not group_of.keys() & {tile.path for tile in tiles}:
         raise UserError(
             f"data.groups_file names none of the tiles. Expected paths below data.root, such as {tiles[0].path}. "
-            f"Received: {file} with {next(iter(group_of), 'no rows')}"
+            f"Received: {file} with {next(iter(group_of))}"
         )
     parent: dict[str, str] = {}
 

@@ -70,7 +70,9 @@ class Calibration:
             ("refer_error_rate", self.refer_error_rate, lambda value: value is None or 0 <= value < 1),
         ):
             if isinstance(value, str | bool) or not fits(value):
-                raise UserError(f"calibration.{key} is out of range. Expected a share of 1. Received: {value}")
+                raise UserError(
+                    f"calibration.{key} is out of range. Expected a number between 0 and 1. Received: {value}"
+                )
 
     def choose(self, logits: Array, malignant: NDArray[np.bool_]) -> Decision:
         """Choose temperature, threshold and band.

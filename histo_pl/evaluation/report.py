@@ -25,6 +25,10 @@ THUMBNAIL = 132  # pixels
 HEADLINES = ("auroc", "balanced_accuracy", "sensitivity", "specificity")
 MAX_VALUES = 20  # of a column in the report
 
+HOW_TO_READ = (
+    "Blank: undefined. Without an interval: fewer than three cases of a class that the metric rests on, or all cases "
+    "alike. Cases are called by the same threshold as tiles."
+)
 LIMITS = (
     "Research software, no medical device: nothing here must guide anyone's care.",
     "The figures hold for tiles of these laboratories, scanners, stains and magnifications; elsewhere they can be "
@@ -147,7 +151,7 @@ def _metrics_table(results: Mapping[str, Any]) -> str:
             f" From colour alone, without a look at any shape, the AUROC is {format_estimate(baseline, 'auroc')}: "
             f"what a model does not clearly add to this, it has not learnt from tissue."
         )
-    return _table(header, rows) + f"<p>{escape(caption)} Blank: undefined.</p>"
+    return _table(header, rows) + f"<p>{escape(caption)} {HOW_TO_READ}</p>"
 
 
 def _levels(scores: Scores) -> dict[str, Scores]:

@@ -154,3 +154,14 @@ def test_a_lone_train_folder_is_not_stepped_into(make_folder: MakeFolder) -> Non
 def test_columns_are_read_from_paths(make_folder: MakeFolder) -> None:
     data = HistologyDataModule(make_folder({"benign": 5, "malignant": 5}), columns={"kind": r"(\w+)/", "no": "x(y)"})
     assert data.values_of_columns(["benign/a.png"]) == {"kind": ["benign"], "no": [""]}
+
+
+def test_the_groups_file_of_an_audit_without_a_finding_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "groups.csv"
+    file.write_text("group,path,folder\n")
+    assert keep_together(TILES, file) == TILES
+
+
+def test_a_fold_without_folds_is_refused(make_folder: MakeFolder) -> None:
+    with pytest.raises(UserError, match="means nothing without data"):
+        HistologyDataModule(make_folder({"benign": 5, "malignant": 5}), fold=2).setup()

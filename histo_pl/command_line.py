@@ -19,6 +19,7 @@ LITERAL_KEYS = (
     "out",
     "resume",
 )
+COLUMNS = "data.columns."  # a key below this may be new, which Hydra takes with ++ alone
 
 
 def quote_literals(arguments: Sequence[str], environment: dict[str, str]) -> list[str]:
@@ -43,13 +44,15 @@ def quote_literals(arguments: Sequence[str], environment: dict[str, str]) -> lis
 
 def _quote_argument(argument: str, multirun: bool) -> str:
     key, equals, value = argument.partition("=")
-    if not equals or key.lstrip("+") not in LITERAL_KEYS or value == "null":
+    is_column = key.startswith(COLUMNS)
+    if not equals or not (is_column or key.lstrip("+") in LITERAL_KEYS) or value == "null":
         return argument
+    key = f"++{key}" if is_column else key
     exists = os.path.exists(value)  # noqa: PTH110  (Path.exists fails on a name that is too long)
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    sweep = multirun and "," in value and not key.endswith("group_regex")
+    sweep = multirun and "," in value and not is_column and not key.endswith("group_regex")
     if not exists and (quoted or sweep):
-        return argument
+        return f"{key}={value}"
     return f"{key}={quote(value if exists else str(os.path.expanduser(value)))}"  # noqa: PTH111
 
 

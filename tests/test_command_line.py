@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from histo_pl.command_line import one_line_errors, quote, quote_literals
 from histo_pl.errors import UserError
+from tests.conftest import compose_config
 
 ODD_NAMES = [
     "odd, name (1) = [x] 'q' é.png",
@@ -79,3 +80,10 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 def test_an_error_from_a_loaders_worker_is_its_message_alone() -> None:
     reraised = UserError("Caught UserError in worker process 0.\nTraceback ...\nhisto_pl.errors.UserError: no image\n")
     assert str(reraised) == "no image"
+
+
+def test_a_column_of_any_name_is_added_with_its_expression_as_typed() -> None:
+    (argument,) = quote_literals([r"data.columns.scanner=scan-(\w+),x"], {})
+    assert argument.startswith("++data.columns.scanner=")
+    config = compose_config("evaluate", argument)
+    assert config.data.columns == {"scanner": r"scan-(\w+),x"}

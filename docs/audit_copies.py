@@ -311,6 +311,15 @@ def find_overlapping(tiles: Sequence[Path]) -> set[frozenset[Path]]:
     return {frozenset((tiles[pair.first], tiles[pair.second])) for pair in pairs}
 
 
+def keep_apart(tiles: Sequence[Path], overlapping: set[frozenset[Path]]) -> list[Path]:
+    """Leave out each tile that overlaps with one already kept, so that what is a copy is beyond doubt."""
+    kept: list[Path] = []
+    for tile in tiles:
+        if not any(frozenset((tile, other)) in overlapping for other in kept):
+            kept.append(tile)
+    return kept
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -318,6 +327,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=4, help="of each tile at most (default 4)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=int, default=0, help="take so many quarters of tiles, enlarged to 512x512")
+    parser.add_argument("--apart", action="store_true", help="leave out one of two tiles whose fields overlap")
     options = parser.parse_args()
     tiles = [file for file in find_files(options.folder) if is_image(file)]
     cases = sorted({case_of(tile) for tile in tiles})
@@ -326,8 +336,9 @@ def main() -> None:
     overlapping = find_overlapping(tiles)
     sets = {"parts": tiles} if options.parts else dict(zip(SETS, (*halves, tiles), strict=True))
     for name, some in sets.items():
+        chosen = keep_apart(some, overlapping) if options.apart else some
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-            known = make_set(some, Path(folder), options.copies, options.seed, options.parts)
+            known = make_set(chosen, Path(folder), options.copies, options.seed, options.parts)
             measure(name, known, overlapping)
 
 

@@ -120,12 +120,12 @@ def _read_run(path: str) -> dict[str, Any]:
         raise UserError(f"There is no checkpoint to resume from. Expected a last.ckpt. Received: resume={path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        facts, optimizer = checkpoint["hyper_parameters"], checkpoint.get("optimizer_states")
-        facts["data"], facts["network"], facts["seen"]
+        facts = checkpoint["hyper_parameters"]
+        known = {name: facts[name] for name in ("data", "network", "seen")}
     except Exception as error:
         raise UserError(f"This file is no checkpoint of histo_pl. Received: resume={path}") from error
-    if not optimizer:
+    if not checkpoint.get("optimizer_states"):
         raise UserError(
             f"This checkpoint has weights alone and cannot be resumed. Expected last.ckpt. Received: resume={path}"
         )
-    return facts
+    return known

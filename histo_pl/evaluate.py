@@ -60,7 +60,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         "folder": os.path.relpath(config.run_dir),
     }
     _write(config, data, model, tested, fresh, results)
-    _report(results, data)
+    _report(results)
     return results
 
 
@@ -106,7 +106,7 @@ def _write(
 ) -> None:
     folder = Path(os.path.relpath(config.run_dir))
     folder.mkdir(parents=True, exist_ok=True)
-    decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
+    decision = Decision(**results["decision"])
     write_predictions(folder / "predictions.csv", data, {"test": tested}, decision, model.seen, {})
     report = Report(
         title=f"{data.name}: evaluation of a model trained on {model.trained_on}",
@@ -114,19 +114,13 @@ def _write(
         scores=fresh,
         root=data.root,
         columns=data.values_of_columns(fresh.path.tolist()),
-        notes=[*results["warnings"], *remarks(results), *_synthetic(data)],
+        notes=[*results["warnings"], *remarks(results)],
         settings=OmegaConf.to_yaml(config),
     )
     write_results(folder, report)
 
 
-def _synthetic(data: HistologyDataModule) -> list[str]:
-    if not data.is_synthetic:
-        return []
-    return ["These tiles were drawn by a program: the figures say nothing of real tissue."]
-
-
-def _report(results: dict[str, Any], data: HistologyDataModule) -> None:
+def _report(results: dict[str, Any]) -> None:
     for warning in results["warnings"]:
         log.info("%s", warning)
     log.info("")
@@ -134,6 +128,6 @@ def _report(results: dict[str, Any], data: HistologyDataModule) -> None:
     seen = results["seen"]["test"]
     if seen and seen["tiles"] < results["test"]["tiles"] + seen["tiles"]:
         log.info("On the %d tiles that had a part, alone: AUROC %s.", seen["tiles"], format_estimate(seen, "auroc"))
-    for note in (*remarks(results), *_synthetic(data)):
+    for note in remarks(results):
         log.info("%s", note)
     log.info("Everything is in %s; look at report.html.", results["folder"])

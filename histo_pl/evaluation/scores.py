@@ -90,6 +90,10 @@ class Scores:
             "confusion": {name: int(cell[0]) for name, cell in zip(("tn", "fp", "fn", "tp"), cells, strict=True)},
         }
 
+    def summary_by_case(self) -> dict[str, Any] | None:
+        """Return the `summary` of `by_case`; None where cases are unknown."""
+        return self.by_case().summary() if self.unit == "cases" else None
+
 
 def referral(scores: Scores, band: tuple[float, float]) -> dict[str, float | int | None]:
     """Count what a band of uncertainty refers and what is left wrong.

@@ -1,25 +1,32 @@
 """A network from plain values: what a checkpoint stores is what builds it again."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from histo_pl.errors import UserError
+from histo_pl.models.backbones import TORCHVISION, timm_backbone, torchvision_backbone
 from histo_pl.models.keras_cnn import KerasCNN
-from histo_pl.models.preprocessing import UnitRange
+from histo_pl.models.preprocessing import build_preprocessing
 
 # A closed list, so that opening a stranger's checkpoint can build these and nothing else.
-BACKBONES: dict[str, type[nn.Module]] = {"keras_cnn": KerasCNN}
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "keras_cnn": KerasCNN,
+    **{name: partial(torchvision_backbone, name) for name in TORCHVISION},
+    "timm": timm_backbone,
+}
+PREPROCESSING = ("stain", "mean", "std")
 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Sequential:
     """Build preprocessing and backbone as one module, from bytes to logits.
 
     Args:
-        spec: `name` of the backbone and its keyword arguments.
+        spec: `name` of the backbone and its keyword arguments, and those of `build_preprocessing`.
 
     Returns:
         A module with the parts `preprocessing` and `backbone`; uint8 (B, 3, S, S) to logits (B,).
@@ -27,15 +34,16 @@ def build_network(spec: Mapping[str, Any]) -> nn.Sequential:
     Raises:
         UserError: The name or an argument is unknown.
     """
-    arguments = dict(spec)
-    name = arguments.pop("name", None)
+    preprocessing = build_preprocessing(**{key: spec[key] for key in PREPROCESSING if key in spec})
+    arguments = {key: value for key, value in spec.items() if key not in ("name", *PREPROCESSING)}
+    name = spec.get("name")
     if name not in BACKBONES:
         raise UserError(f"The network is unknown. Expected one of {', '.join(BACKBONES)}. Received: {name}")
     try:
         backbone = BACKBONES[name](**arguments)
     except TypeError as error:
         raise UserError(f"The network {name} does not take these arguments ({error}). Received: {arguments}") from error
-    return nn.Sequential(OrderedDict(preprocessing=UnitRange(), backbone=backbone))
+    return nn.Sequential(OrderedDict(preprocessing=preprocessing, backbone=backbone))
 
 
 def to_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -140,7 +140,7 @@ class CollapseWarning(Callback):
     ) -> None:
         """Note the batch's probabilities, (B,)."""
         self._probabilities.append(outputs["probability"])
-        self._images = batch["image"]
+        self._images = batch.get("image")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare the epoch's probabilities (under DDP: those of this process), log and warn."""

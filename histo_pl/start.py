@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor
 
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE
 from histo_pl.inference import TrainedModel, find_checkpoint, load_model
+from histo_pl.models.weights import EMBEDDED, PRETRAINED, SOURCES, load_encoder
 
 log = logging.getLogger(__name__)
 
@@ -22,24 +23,33 @@ class Start:
     """What a training starts from.
 
     Attributes:
-        network: Holds the weights to start from. None: random ones, or those that Lightning resumes.
+        state: The weights to start from, by their names in the network: of all its layers, or of the encoder alone.
+            None: random ones, or those that Lightning resumes.
         pretrained_on: What trained the first weights, if they were given.
         seen: The tiles that those weights were trained on, see `TrainedModel.seen`.
     """
 
-    network: nn.Module | None = None
+    state: Mapping[str, Tensor] | None = None
     pretrained_on: str | None = None
     seen: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_start(*, weights: str | None, resume: str | None, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> Start:
+def find_start(
+    *,
+    weights: str | None,
+    resume: str | None,
+    spec: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    source: str | None = None,
+) -> Start:
     """Find what a training starts from, and refuse what would make its results untrue.
 
     Args:
-        weights: A checkpoint of the same network to start from, or None.
+        weights: A checkpoint of the same network to start from, what `load_encoder` takes, or None.
         resume: A last.ckpt to go on from, or None. It holds the weights, so `weights` is not read.
         spec: What builds the network.
         facts: The data (`HistologyDataModule.facts`).
+        source: The architecture as it was named, see `load_encoder`.
 
     Returns:
         The start.
@@ -52,10 +62,32 @@ def find_start(*, weights: str | None, resume: str | None, spec: Mapping[str, An
         return _start_of_run(resume, weights, spec, facts)
     if weights is None:
         return Start()
+    if not _is_checkpoint(weights):
+        state, title = load_encoder(spec, weights, source)
+        _announce_encoder(title)
+        return Start({f"backbone.encoder.{name}": weight for name, weight in state.items()}, title)
     model = load_model(find_checkpoint(weights))
     _check_same_network(weights, model.spec, spec)
     _announce(weights, model, facts)
-    return Start(model.network, model.trained_on, model.seen)
+    return Start(model.network.state_dict(), model.trained_on, model.seen)
+
+
+def _is_checkpoint(weights: str) -> bool:
+    """Whether this names a checkpoint of histo_pl, rather than an encoder's weights; one that is not there does too."""
+    if weights in (PRETRAINED, EMBEDDED) or weights.startswith(SOURCES) or weights.endswith(".safetensors"):
+        return False
+    if not Path(weights).is_file():
+        return True
+    try:
+        contents = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # load_model tells what is wrong with it
+        return True
+    return isinstance(contents, dict) and "hyper_parameters" in contents
+
+
+@rank_zero_only
+def _announce_encoder(title: str) -> None:
+    log.info("Starting from an encoder trained on: %s", title)
 
 
 def _check_same_network(path: str, trained: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

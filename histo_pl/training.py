@@ -24,10 +24,12 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from histo_pl.callbacks import BestCheckpoint, CollapseWarning, History
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.splits import PARTS, Part
+from histo_pl.embeddings import Embedder
 from histo_pl.errors import UserError
 from histo_pl.evaluation import plots
 from histo_pl.evaluation.calibration import Calibration, Decision
@@ -46,7 +48,10 @@ from histo_pl.evidence import (
 )
 from histo_pl.images import RESIZE
 from histo_pl.inference.checkpoint import update_facts
+from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.classifier import TileClassifier
+from histo_pl.models.freezing import ALL
+from histo_pl.models.weights import resolve_spec
 from histo_pl.start import Start, find_start
 
 log = logging.getLogger(__name__)
@@ -96,20 +101,26 @@ def train(config: DictConfig) -> dict[str, Any]:
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: HistologyDataModule = instantiate(config.data, augment=instantiate(config.augment))
     data.setup()
+    spec = _network_spec(config)
     start = find_start(
-        weights=config.model.get("weights"), resume=config.resume, spec=_network_spec(config), facts=data.facts()
+        weights=config.model.get("weights"),
+        resume=config.resume,
+        spec=spec,
+        facts=data.facts(),
+        source=config.model.get("architecture"),
     )
     findings = data.leak_warnings() + _seen_before(data, start)
     _announce(data, findings)
-    classifier = _make_classifier(config, data, start)
+    classifier = _make_classifier(config, spec, data, start)
     history = History()
     trainer = _make_trainer(config, [history, CollapseWarning()])
+    embeddings = _embed(config, data, classifier, trainer, start)
     keeper = _fit(config, trainer, classifier, data, history)
     logits = _logits(trainer, classifier, data, keeper.best_model_path)
     decision = _decide(calibration, data, logits["val"])
     tested = score(data, "test", logits["test"], decision)
     results: dict[str, Any] = judge(tested, decision) | _facts(trainer, classifier, history, keeper)
-    results["warnings"] = findings
+    results |= {"warnings": findings, "embeddings": embeddings}
     if trainer.is_global_zero:
         update_facts(Path(keeper.best_model_path), **asdict(decision))
         scores: dict[Part, Scores] = {"val": score(data, "val", logits["val"], decision), "test": tested}
@@ -138,26 +149,64 @@ def _quieten_lightning() -> None:
 
 
 def _network_spec(config: DictConfig) -> dict[str, Any]:
-    """What builds the network: the weights to start from have no part in it."""
+    """What builds the network: the weights to start from, and which of them learn, have no part in it."""
     spec: Any = OmegaConf.to_container(config.model, resolve=True)
-    return {key: value for key, value in spec.items() if key != "weights"}
+    spec = {key: value for key, value in spec.items() if key not in ("weights", "trainable")}
+    return resolve_spec(spec, config.data.image_size)
 
 
-def _make_classifier(config: DictConfig, data: HistologyDataModule, start: Start) -> TileClassifier:
+def _make_classifier(
+    config: DictConfig, spec: Mapping[str, Any], data: HistologyDataModule, start: Start
+) -> TileClassifier:
     facts = data.facts()
     own = {data.hashes[path]: part for path, part in data.parts.items() if part != "test"}
+    trainable: Any = config.model.get("trainable", ALL)
     classifier = TileClassifier(
-        network=_network_spec(config),
+        network=spec,
         image_size=data.image_size,
         classes=[data.negative_class, data.positive_class],
         data=facts if start.pretrained_on is None else facts | {"pretrained_on": start.pretrained_on},
         resize=RESIZE,
         seen=dict(start.seen) | own,
         optimizer=instantiate(config.optim),
+        scheduler=instantiate(config.scheduler),
+        trainable=trainable,
+        pos_weight=_pos_weight(config.pos_weight, facts["parts"]["train"]),
     )
-    if start.network is not None:
-        classifier.network.load_state_dict(start.network.state_dict())
+    if start.state is not None:
+        classifier.network.load_state_dict(classifier.network.state_dict() | dict(start.state))
     return classifier
+
+
+def _pos_weight(wanted: float | str | None, counts: Mapping[str, int]) -> float | None:
+    if wanted == "balanced":
+        return (counts["tiles"] - counts["malignant"]) / counts["malignant"]
+    if wanted is not None and (not isinstance(wanted, int | float) or wanted <= 0):
+        raise UserError(f"pos_weight is not as expected. Expected a number above 0, or balanced. Received: {wanted}")
+    return wanted
+
+
+def _embed(
+    config: DictConfig, data: HistologyDataModule, classifier: TileClassifier, trainer: L.Trainer, start: Start
+) -> dict[str, Any] | None:
+    """Let a frozen encoder see every tile once, and train the head on what it made of them."""
+    embedder: Embedder | None = instantiate(config.embeddings)
+    if embedder is None:
+        return None
+    backbone = classifier.network.backbone
+    if not isinstance(backbone, EncoderWithHead) or any(p.requires_grad for p in backbone.encoder.parameters()):
+        raise UserError(
+            f"Only what a frozen encoder makes of the tiles can be kept. Expected a pretrained model such as "
+            f"model=efficientnet_lite0, and model.trainable=head. "
+            f"Received: model={config.model.name} model.trainable={config.model.get('trainable', ALL)}"
+        )
+    encode = nn.Sequential(classifier.network.preprocessing, backbone.encoder).to(trainer.strategy.root_device)
+    settings = OmegaConf.to_yaml(config.augment, resolve=True)
+    features, facts = embedder.embed(data, encode, classifier.hparams["network"], settings)
+    data.features = features
+    if start.state is None or "backbone.head.weight" not in start.state:
+        backbone.standardize.fit(torch.cat([features[path] for path in data.paths("train")]))
+    return facts
 
 
 def _seen_before(data: HistologyDataModule, start: Start) -> list[str]:

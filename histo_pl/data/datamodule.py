@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
 from histo_pl.data.archive import inner_folder, unpack
 from histo_pl.data.classes import find_positive_class
@@ -30,6 +30,7 @@ from histo_pl.data.splits import (
 )
 from histo_pl.data.tiles import (
     AugmentedTiles,
+    EmbeddedTiles,
     Sample,
     SequentialShare,
     ShuffledSampler,
@@ -66,6 +67,7 @@ class HistologyDataModule(L.LightningDataModule):
         folds: Number of folds of a cross-validation; None: a single split.
         fold: Which of them tests, from 0.
         test_all: Whether every tile tests: a data set that only evaluates.
+        balanced: Whether an epoch draws both classes equally often, with replacement, instead of every tile once.
         seed: Decides the split, the order and the augmentation.
         resize: How tiles come to `image_size`, one of `images.RESIZES`.
         num_workers: Processes that read tiles; None: one a processor core, at most 8.
@@ -89,6 +91,7 @@ class HistologyDataModule(L.LightningDataModule):
         folds: int | None = None,
         fold: int = 0,
         test_all: bool = False,
+        balanced: bool = False,
         seed: int = 0,
         resize: str = RESIZE,
         num_workers: int | None = None,
@@ -111,11 +114,13 @@ class HistologyDataModule(L.LightningDataModule):
         self.folds = folds
         self.fold = fold
         self.test_all = test_all
+        self.balanced = balanced
         self.seed = seed
         self.resize = resize
         self.num_workers = _default_workers() if num_workers is None else num_workers
         self.tiles: list[Tile] = []
         self.parts: dict[str, Part] = {}
+        self.features: dict[str, torch.Tensor] | None = None
 
     @property
     def is_synthetic(self) -> bool:
@@ -183,6 +188,10 @@ class HistologyDataModule(L.LightningDataModule):
         paths = [tile.path for tile in self.tiles]
         return dict(zip(paths, hash_files([self.root / path for path in paths]), strict=True))
 
+    @cached_property
+    def _class_of(self) -> dict[str, str]:
+        return {tile.path: tile.class_name for tile in self.tiles}
+
     def leak_warnings(self) -> list[str]:
         """Say which parts share files, see `duplicates.leak_warnings`."""
         return leak_warnings(self.tiles, self.parts, self.hashes)
@@ -217,12 +226,16 @@ class HistologyDataModule(L.LightningDataModule):
         """
         return [self.root / tile.path for tile in self.tiles if self.parts[tile.path] == part]
 
+    def paths(self, part: Part) -> list[str]:
+        """List a part's tiles relative to the root, in the order of its loader: classes mixed."""
+        return sorted((tile.path for tile in self.tiles if self.parts[tile.path] == part), key=stable_hash)
+
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return shuffled, augmented training tiles."""
+        """Return shuffled, augmented training tiles, or their features."""
         tiles = self._datasets["train"]
-        sampler = ShuffledSampler(len(tiles), self.seed, *self._place())
+        sampler = ShuffledSampler(len(tiles), self.seed, *self._place(), weights=self._weights())
         augmented = AugmentedTiles(tiles, self.augment or _unchanged, self.seed)
-        return self._loader(augmented, sampler)
+        return self._loader(self._embedded("train") or augmented, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation tiles in a fixed order, never augmented."""
@@ -234,17 +247,35 @@ class HistologyDataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, part: Part) -> DataLoader[Sample]:
         tiles = self._datasets[part]
-        return self._loader(tiles, SequentialShare(len(tiles), *self._place()))
+        return self._loader(self._embedded(part) or tiles, SequentialShare(len(tiles), *self._place()))
 
-    def _loader(self, tiles: "AugmentedTiles | Subset[Sample]", sampler: Sampler[int]) -> DataLoader[Sample]:
+    def _loader(self, tiles: Dataset[Any], sampler: Sampler[int]) -> DataLoader[Any]:
+        workers = 0 if self.features is not None else self.num_workers
         return DataLoader(
             tiles,
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=workers > 0,
         )
+
+    def _embedded(self, part: Part) -> EmbeddedTiles | None:
+        """The part's tiles as features, of which only training takes more than the first view."""
+        if self.features is None:
+            return None
+        paths = self.paths(part)
+        views = [self.features[path] if part == "train" else self.features[path][:1] for path in paths]
+        labels = [int(self._class_of[path] == self.positive_class) for path in paths]
+        return EmbeddedTiles([str(self.root / path) for path in paths], labels, views)
+
+    def _weights(self) -> list[float] | None:
+        """Draw each class equally often: a tile weighs as much as its class has few."""
+        if not self.balanced:
+            return None
+        classes = [self._class_of[path] for path in self.paths("train")]
+        counts = Counter(classes)
+        return [1 / counts[name] for name in classes]
 
     def _place(self) -> tuple[int, int]:
         """This process among all, and their number: the samplers share the tiles out themselves."""
@@ -316,9 +347,8 @@ class HistologyDataModule(L.LightningDataModule):
 
     def _dataset(self, part: Part) -> "Subset[Sample]":
         """The part's tiles from all folders, classes mixed, so that a few batches hold both."""
-        chosen = [index for index, tile in enumerate(self.tiles) if self.parts[tile.path] == part]
-        chosen.sort(key=lambda index: stable_hash(self.tiles[index].path))
-        return Subset(ConcatDataset(self._folders), chosen)
+        places = {tile.path: index for index, tile in enumerate(self.tiles)}
+        return Subset(ConcatDataset(self._folders), [places[path] for path in self.paths(part)])
 
     def _counts(self, part: Part) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.parts[tile.path] == part]

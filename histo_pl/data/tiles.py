@@ -1,9 +1,10 @@
 """Folders of tiles as data sets, and the order and the random numbers with which they are drawn."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from histo_pl.errors import UserError
 from histo_pl.images import RESIZE, is_image, read_tile
 
 Transform = Callable[[Tensor], Tensor]
+
+# Numbers of passes that no epoch has; a prime, so that a tile drawn twice in an epoch shows two of its views.
+MOST_EPOCHS = 1_000_003
 
 
 class Sample(TypedDict):
@@ -144,20 +148,25 @@ class ShuffledSampler(Sampler[int]):
     """Every tile once an epoch, in an order that seed and epoch decide, shared among the devices.
 
     The devices' shares are of one length, as their gradients need: the first tiles of the epoch's order
-    fill up the last shares. It yields draws, epoch * length + index, so that a worker knows the epoch too.
+    fill up the last shares. It yields draws, pass * length + index, so that a worker knows the pass too: the epoch or,
+    if a tile is drawn more than once in it, a number that no epoch has.
 
     Args:
         length: Number of tiles.
         seed: Any integer.
         rank: This process, from 0.
         world_size: Number of processes.
+        weights: How often each tile is drawn relative to the others, with replacement; None: each once.
     """
 
-    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, length: int, seed: int, rank: int = 0, world_size: int = 1, weights: Sequence[float] | None = None
+    ) -> None:
         self.length = length
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.weights = weights
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -171,9 +180,52 @@ class ShuffledSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Yield this process's draws of the epoch."""
         generator = torch.Generator().manual_seed(stable_seed(self.seed, "order", self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
+        if self.weights is None:
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            drawn = torch.multinomial(torch.tensor(self.weights), self.length, replacement=True, generator=generator)
+            order = _numbered(drawn.tolist(), self.length)
         for place in range(self.rank, len(self) * self.world_size, self.world_size):
             yield self.epoch * self.length + order[place % self.length]
+
+
+def _numbered(indices: list[int], length: int) -> list[int]:
+    """Add to an index that comes again a number of passes, so that it is augmented afresh."""
+    times: Counter[int] = Counter()
+    draws = []
+    for index in indices:
+        draws.append(times[index] * MOST_EPOCHS * length + index)
+        times[index] += 1
+    return draws
+
+
+class EmbeddedTiles(Dataset[dict[str, Any]]):
+    """Tiles as a frozen encoder saw them.
+
+    Args:
+        files: N files, as the folder was named.
+        labels: 1 for malignant, 0 for benign, of each.
+        features: Of each a tensor (views, width); every pass over the tiles takes the next view.
+    """
+
+    def __init__(self, files: Sequence[str], labels: Sequence[int], features: Sequence[Tensor]) -> None:
+        self.files = files
+        self.labels = labels
+        self.features = features
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.files)
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        """Return one tile's `features`, of shape (width,), `label` and `path`.
+
+        Args:
+            draw: pass * len(self) + index.
+        """
+        turn, index = divmod(draw, len(self))
+        views = self.features[index]
+        return {"features": views[turn % len(views)], "label": self.labels[index], "path": self.files[index]}
 
 
 class SequentialShare(Sampler[int]):

@@ -1,6 +1,5 @@
 """Encoders of torchvision and timm with a new head of one logit."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,9 @@ class Standardize(nn.Module):
     Args:
         width: Number of features.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,7 +47,8 @@ class EncoderWithHead(nn.Module):
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(OrderedDict(standardize=Standardize(width), linear=nn.Linear(width, 1)))
+        self.standardize = Standardize(width)
+        self.head = nn.Linear(width, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits, of shape (B,), from normalised images, float of shape (B, 3, S, S)."""
@@ -53,7 +56,7 @@ class EncoderWithHead(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Compute logits, of shape (B,), from features, of shape (B, width)."""
-        return self.head(features).squeeze(1)
+        return self.head(self.standardize(features)).squeeze(1)
 
 
 def torchvision_backbone(name: str, image_size: int | None = None) -> EncoderWithHead:
@@ -114,8 +117,7 @@ def timm_backbone(
     Args:
         architecture: A name of timm's list, without a tag: `resnet18`, `vit_base_patch16_224`.
         arguments: Further arguments of that architecture, plain values.
-        stages: Where the features are taken, as timm counts them from 0 (`forward_intermediates`), see `PooledStages`; None: at
-            the end, pooled as the architecture does.
+        stages: Where the features are taken, see `PooledStages`; None: at the end, pooled as the architecture does.
 
     Returns:
         The network.

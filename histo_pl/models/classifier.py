@@ -1,13 +1,16 @@
 """The network with its loss, optimiser and metrics, as Lightning trains it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from histo_pl.evaluation.metrics import binary_metrics
+from histo_pl.models.freezing import ALL, freeze_all_but
 from histo_pl.models.network import build_network, to_probability
 
 Stage = Literal["train", "val"]
@@ -17,7 +20,7 @@ class TileClassifier(L.LightningModule):
     """A tile's probability of malignancy.
 
     Its checkpoints hold all that a prediction needs, in plain values: `hyper_parameters` are these arguments,
-    without the optimiser.
+    without the last four, which training alone needs.
 
     Args:
         network: What `build_network` takes.
@@ -30,7 +33,10 @@ class TileClassifier(L.LightningModule):
         rule: How the threshold was chosen, for people.
         refer: Two probabilities between which an answer is too uncertain; None: all are answered.
         seen: The part, train or val, of every tile that had a part in the training, by the hash of its file.
-        optimizer: Makes the optimiser from the network; needed for training alone.
+        optimizer: Makes the optimiser from the network; None: it can only predict.
+        scheduler: Makes the schedule of the learning rate from the optimiser and the number of steps; None: no change.
+        trainable: The parts of the backbone that learn, see `freeze_all_but`.
+        pos_weight: Weight of a malignant tile in the loss, that of a benign one being 1; None: 1 too.
     """
 
     def __init__(
@@ -47,15 +53,27 @@ class TileClassifier(L.LightningModule):
         refer: Sequence[float] | None = None,
         seen: Mapping[str, str] | None = None,
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+        trainable: str | Sequence[str] = ALL,
+        pos_weight: float | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"], logger=False)
-        self.network = build_network(network)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "trainable", "pos_weight"], logger=False)
+        self.network: Any = build_network(network)
         self.temperature = temperature
         self.optimizer = optimizer
-        self.loss = nn.BCEWithLogitsLoss()
+        self.scheduler = scheduler
+        self._frozen = freeze_all_but(self.network.backbone, trainable)
+        self.loss = nn.BCEWithLogitsLoss(pos_weight=None if pos_weight is None else torch.tensor(pos_weight))
         self.train_metrics = binary_metrics(threshold, prefix="train/")
         self.val_metrics = binary_metrics(threshold, prefix="val/")
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, but leave what is frozen in evaluation: its BatchNorm would learn the tiles' statistics."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits.
@@ -78,16 +96,24 @@ class TileClassifier(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_index: int, dataloader_idx: int = 0) -> dict[str, float]:
         """Return the logit of each tile by its path: what temperature and threshold make of it is decided later."""
-        return dict(zip(batch["path"], self(batch["image"]).float().tolist(), strict=True))
+        return dict(zip(batch["path"], self._logits(batch).float().tolist(), strict=True))
 
-    def configure_optimizers(self) -> Optimizer:
-        """Make the optimiser."""
+    def configure_optimizers(self) -> Any:  # noqa: ANN401
+        """Make the optimiser and, if there is one, the schedule, which steps with it."""
         if self.optimizer is None:
             raise RuntimeError("this classifier was made without an optimiser, so it can only predict")
-        return self.optimizer(self.network)
+        optimizer = self.optimizer(self.network)
+        if self.scheduler is None:
+            return optimizer
+        schedule = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        """Of a batch of images, or of their features, which a frozen encoder computed before."""
+        return self.network.backbone.classify(batch["features"]) if "features" in batch else self(batch["image"])
 
     def _step(self, batch: dict[str, Any], stage: Stage) -> dict[str, Tensor]:
-        logits, labels = self(batch["image"]), batch["label"]
+        logits, labels = self._logits(batch), batch["label"]
         loss = self.loss(logits.float(), labels.float())
         probability = to_probability(logits.detach(), self.temperature)
         metrics = getattr(self, f"{stage}_metrics")

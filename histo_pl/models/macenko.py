@@ -21,6 +21,9 @@ class MacenkoNormalizer(nn.Module):
     else is in the batch changes nothing.
     """
 
+    stains: Tensor
+    maxima: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("stains", torch.tensor(REFERENCE_STAINS))

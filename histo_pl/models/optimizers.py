@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
-from torch.optim import Adam
+from torch.optim import Adam, AdamW
 
 
 class KerasAdam(Adam):
@@ -77,17 +77,58 @@ def adam(
     Returns:
         The optimiser, with the groups `base` and, if any layer is wide, `wide_<fan_in>`.
     """
-    wide = [m for m in network.modules() if base_fan_in and _fan_in(m) > base_fan_in]
+    wide = [m for m in network.modules() if base_fan_in and _fan_in(m) > base_fan_in and m.weight.requires_grad]
     scaled = {id(m.weight) for m in wide}
-    groups: list[dict[str, Any]] = [
-        {"name": "base", "params": [p for p in network.parameters() if id(p) not in scaled]}
-    ]
+    groups: list[dict[str, Any]] = [{"name": "base", "params": [p for p in _learning(network) if id(p) not in scaled]}]
     for layer in wide:
         rate = lr * (base_fan_in or 0) / _fan_in(layer)
         groups.append({"name": f"wide_{_fan_in(layer)}", "params": [layer.weight], "lr": rate})
     first, second = betas
     optimizer = KerasAdam if keras_eps else Adam
     return optimizer(groups, lr=lr, betas=(first, second), eps=eps, fused=True)
+
+
+def adamw(
+    network: nn.Module,
+    *,
+    lr: float = 1e-3,
+    encoder_lr: float = 1e-4,
+    weight_decay: float = 0.05,
+    betas: Iterable[float] = (0.9, 0.999),
+) -> AdamW:
+    """AdamW (Loshchilov and Hutter 2019) with a slower rate for what was trained before.
+
+    Args:
+        network: Those of its parameters that are not frozen are optimised.
+        lr: Learning rate of the head.
+        encoder_lr: Learning rate of everything else.
+        weight_decay: Share of a weight matrix that a step takes away, times the rate; biases and the scales of
+            normalisations keep theirs.
+        betas: Decay of the running means of gradient and squared gradient, each in [0, 1).
+
+    Returns:
+        The optimiser, with up to four groups: `head` and `encoder`, each with a part `_undecayed`.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, weight in network.named_parameters():
+        if weight.requires_grad:
+            place = "head" if name.startswith("backbone.head.") else "encoder"
+            groups.setdefault(place if weight.ndim > 1 else f"{place}_undecayed", []).append(weight)
+    first, second = betas
+    options = [
+        {
+            "name": name,
+            "params": weights,
+            "lr": lr if name.startswith("head") else encoder_lr,
+            "weight_decay": 0.0 if name.endswith("_undecayed") else weight_decay,
+        }
+        for name, weights in groups.items()
+    ]
+    return AdamW(options, lr=lr, betas=(first, second), fused=True)
+
+
+def _learning(network: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in network.parameters() if weight.requires_grad]
 
 
 def _fan_in(module: nn.Module) -> int:

@@ -35,6 +35,9 @@ class Normalize(nn.Module):
         std: Of each channel, positive.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1))

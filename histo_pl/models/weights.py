@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,7 +151,7 @@ def _load_torchvision(spec: Mapping[str, Any], weights: str) -> dict[str, Tensor
         state = get_model(spec["name"], weights="DEFAULT").state_dict()
     else:
         state = {re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", name): w for name, w in read_state(Path(weights)).items()}
-    return dict(interpolate_embeddings(spec["image_size"], 16, state)) if spec["name"] == "vit_b_16" else state
+    return interpolate_embeddings(spec["image_size"], 16, OrderedDict(state)) if spec["name"] == "vit_b_16" else state
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -197,9 +198,9 @@ def _loading_errors(weights: str) -> Iterator[None]:
     except OSError as error:  # all of the hub's and of a download's are
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(
-            f"These weights cannot be had ({type(error).__name__}: {reason}). Expected a connection to their place and, "
-            f"for a model that its makers give on request, their leave and a token (hf auth login); or a "
-            f"file: model.weights=PATH. Received: {weights}"
+            f"These weights cannot be had ({type(error).__name__}: {reason}). Expected a connection to their place "
+            f"and, for a model that its makers give on request, their leave and a token (hf auth login); or a file, "
+            f"model.weights=PATH. Received: {weights}"
         ) from error
     except _MISFIT as error:
         raise UserError(

@@ -1,0 +1,44 @@
+"""Which layers learn."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from histo_pl.errors import UserError
+
+ALL = "all"
+
+
+def freeze_all_but(backbone: nn.Module, trainable: str | Sequence[str]) -> list[nn.Module]:
+    """Keep gradients from every parameter that is not named.
+
+    A frozen BatchNorm would still move its statistics, and a frozen Dropout still drop: these, too, must be kept in
+    evaluation mode, so they are returned.
+
+    Args:
+        backbone: Its parameters' `requires_grad` is set.
+        trainable: Names of its parts that learn, such as `head` or `[encoder.blocks.6, head]`; `all`: every part.
+
+    Returns:
+        The parts that must stay in evaluation mode: those with nothing in them that learns.
+
+    Raises:
+        UserError: There is no such part.
+    """
+    names = [trainable] if isinstance(trainable, str) else list(trainable)
+    if names == [ALL]:
+        return []
+    parts = dict(backbone.named_modules())
+    unknown = [name for name in names if name not in parts or not name]
+    if unknown or not names:
+        known = [name for name in parts if name and name.count(".") < 3]  # noqa: PLR2004
+        raise UserError(
+            f"model.trainable names a part that the network does not have. Expected all, or some of "
+            f"{', '.join(known[:40])}{', ...' if len(known) > 40 else ''}. "  # noqa: PLR2004
+            f"Received: {', '.join(map(str, unknown)) or 'nothing'}"
+        )
+    learning = {id(part) for name in names for part in parts[name].modules()}
+    backbone.requires_grad_(False)
+    for name in names:
+        parts[name].requires_grad_(True)
+    return [part for part in parts.values() if not any(id(inner) in learning for inner in part.modules())]

@@ -63,6 +63,7 @@ EXPECTED_WARNINGS = (
     r"The number of training batches.*",
     r"`isinstance\(treespec, LeafSpec\)`.*",
     r"The dirpath has changed.*",
+    r"Found \d+ module\(s\) in eval mode.*",
 )
 
 # Kind and least value of the keys that are typed most.
@@ -169,7 +170,7 @@ def _make_classifier(
         resize=RESIZE,
         seen=dict(start.seen) | own,
         optimizer=instantiate(config.optim),
-        scheduler=instantiate(config.scheduler),
+        scheduler=instantiate(config.get("scheduler")),
         trainable=trainable,
         pos_weight=_pos_weight(config.pos_weight, facts["parts"]["train"]),
     )
@@ -199,6 +200,11 @@ def _embed(
             f"Only what a frozen encoder makes of the tiles can be kept. Expected a pretrained model such as "
             f"model=efficientnet_lite0, and model.trainable=head. "
             f"Received: model={config.model.name} model.trainable={config.model.get('trainable', ALL)}"
+        )
+    if trainer.world_size > 1:
+        raise UserError(
+            f"A head on kept embeddings takes seconds on one device. Expected trainer.devices=1. "
+            f"Received: {trainer.world_size} processes"
         )
     encode = nn.Sequential(classifier.network.preprocessing, backbone.encoder).to(trainer.strategy.root_device)
     settings = OmegaConf.to_yaml(config.augment, resolve=True)

@@ -231,11 +231,13 @@ class HistologyDataModule(L.LightningDataModule):
         return sorted((tile.path for tile in self.tiles if self.parts[tile.path] == part), key=stable_hash)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return shuffled, augmented training tiles, or their features."""
-        tiles = self._datasets["train"]
-        sampler = ShuffledSampler(len(tiles), self.seed, *self._place(), weights=self._weights())
-        augmented = AugmentedTiles(tiles, self.augment or _unchanged, self.seed)
-        return self._loader(self._embedded("train") or augmented, sampler)
+        """Return shuffled, augmented training tiles, or the features of all their views."""
+        if self.features is None:
+            tiles = AugmentedTiles(self._datasets["train"], self.augment or _unchanged, self.seed)
+        else:
+            tiles = self._embedded("train", self.features)
+        weights = self._weights(len(tiles)) if self.balanced else None
+        return self._loader(tiles, ShuffledSampler(len(tiles), self.seed, *self._place(), weights=weights))
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation tiles in a fixed order, never augmented."""
@@ -245,9 +247,9 @@ class HistologyDataModule(L.LightningDataModule):
         """Return the test tiles in a fixed order, never augmented."""
         return self._evaluation_loader("test")
 
-    def _evaluation_loader(self, part: Part) -> DataLoader[Sample]:
-        tiles = self._datasets[part]
-        return self._loader(self._embedded(part) or tiles, SequentialShare(len(tiles), *self._place()))
+    def _evaluation_loader(self, part: Part) -> DataLoader[Any]:
+        tiles = self._datasets[part] if self.features is None else self._embedded(part, self.features)
+        return self._loader(tiles, SequentialShare(len(tiles), *self._place()))
 
     def _loader(self, tiles: Dataset[Any], sampler: Sampler[int]) -> DataLoader[Any]:
         workers = 0 if self.features is not None else self.num_workers
@@ -260,22 +262,21 @@ class HistologyDataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
         )
 
-    def _embedded(self, part: Part) -> EmbeddedTiles | None:
-        """The part's tiles as features, of which only training takes more than the first view."""
-        if self.features is None:
-            return None
+    def _embedded(self, part: Part, features: Mapping[str, torch.Tensor]) -> EmbeddedTiles:
+        """A part's tiles as features: each view of a training tile counts as a tile, of others there is one."""
         paths = self.paths(part)
-        views = [self.features[path] if part == "train" else self.features[path][:1] for path in paths]
+        views = len(features[paths[0]])
         labels = [int(self._class_of[path] == self.positive_class) for path in paths]
-        return EmbeddedTiles([str(self.root / path) for path in paths], labels, views)
+        files = [str(self.root / path) for path in paths]
+        return EmbeddedTiles(
+            files * views, labels * views, torch.stack([features[path] for path in paths], 1).flatten(0, 1)
+        )
 
-    def _weights(self) -> list[float] | None:
+    def _weights(self, draws: int) -> list[float]:
         """Draw each class equally often: a tile weighs as much as its class has few."""
-        if not self.balanced:
-            return None
         classes = [self._class_of[path] for path in self.paths("train")]
         counts = Counter(classes)
-        return [1 / counts[name] for name in classes]
+        return [1 / counts[name] for name in classes] * (draws // len(classes))
 
     def _place(self) -> tuple[int, int]:
         """This process among all, and their number: the samplers share the tiles out themselves."""

@@ -16,8 +16,7 @@ from histo_pl.images import RESIZE, is_image, read_tile
 
 Transform = Callable[[Tensor], Tensor]
 
-# Numbers of passes that no epoch has; a prime, so that a tile drawn twice in an epoch shows two of its views.
-MOST_EPOCHS = 1_000_003
+MOST_EPOCHS = 2**20  # numbers of passes from here on are no epochs
 
 
 class Sample(TypedDict):
@@ -205,10 +204,10 @@ class EmbeddedTiles(Dataset[dict[str, Any]]):
     Args:
         files: N files, as the folder was named.
         labels: 1 for malignant, 0 for benign, of each.
-        features: Of each a tensor (views, width); every pass over the tiles takes the next view.
+        features: Of each, of shape (N, width).
     """
 
-    def __init__(self, files: Sequence[str], labels: Sequence[int], features: Sequence[Tensor]) -> None:
+    def __init__(self, files: Sequence[str], labels: Sequence[int], features: Tensor) -> None:
         self.files = files
         self.labels = labels
         self.features = features
@@ -223,9 +222,8 @@ class EmbeddedTiles(Dataset[dict[str, Any]]):
         Args:
             draw: pass * len(self) + index.
         """
-        turn, index = divmod(draw, len(self))
-        views = self.features[index]
-        return {"features": views[turn % len(views)], "label": self.labels[index], "path": self.files[index]}
+        index = draw % len(self)
+        return {"features": self.features[index], "label": self.labels[index], "path": self.files[index]}
 
 
 class SequentialShare(Sampler[int]):

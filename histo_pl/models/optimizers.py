@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
-from torch.optim import Adam, AdamW
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Adam, AdamW
 
 
 class KerasAdam(Adam):
@@ -47,6 +48,59 @@ class KerasAdam(Adam):
         """Ask Adam's own count, which a skipped step of mixed precision does not raise."""
         taken = (self.state[weight]["step"] for weight in group["params"] if "step" in self.state.get(weight, {}))
         return int(next(taken, 0)) + 1
+
+
+class PenalizedLBFGS(LBFGS):
+    """L-BFGS with an L2 penalty: for a head on fixed features, whose loss has one minimum.
+
+    It minimises the loss plus weight_decay / 2 times the sum of the squared weights; biases are free. With a loss that
+    is a mean over N tiles, scikit-learn's logistic regression has C = 1 / (weight_decay * N).
+
+    Args:
+        params: As for `torch.optim.LBFGS`.
+        weight_decay: Strength of the penalty, at least 0.
+        **options: As for `torch.optim.LBFGS`.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], *, weight_decay: float = 0.0, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(params, **options)
+        self.weight_decay = weight_decay
+
+    def step(self, closure: Callable[[], Any]) -> Any:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take up to `max_iter` steps.
+
+        Args:
+            closure: Computes the loss and its gradients, on the same batch each time.
+
+        Returns:
+            The first penalised loss.
+        """
+        weights = [p for group in self.param_groups for p in group["params"] if p.ndim > 1]
+
+        def penalized() -> Tensor:
+            with torch.enable_grad():
+                loss = closure()
+            for weight in weights:
+                weight.grad.add_(weight.detach(), alpha=self.weight_decay)
+            return loss.detach() + self.weight_decay / 2 * sum(weight.detach().square().sum() for weight in weights)
+
+        return super().step(penalized)
+
+
+def lbfgs(network: nn.Module, *, weight_decay: float = 1.0, max_iter: int = 100) -> PenalizedLBFGS:
+    """L-BFGS for a linear head on features that were computed before, all of them in one batch.
+
+    Args:
+        network: Those of its parameters that are not frozen are optimised.
+        weight_decay: Strength of the L2 penalty, see `PenalizedLBFGS`.
+        max_iter: Most steps an epoch.
+
+    Returns:
+        The optimiser.
+    """
+    return PenalizedLBFGS(
+        _learning(network), weight_decay=weight_decay, max_iter=max_iter, line_search_fn="strong_wolfe"
+    )
 
 
 def adam(

@@ -15,7 +15,7 @@ def main(config: DictConfig) -> None:
     with one_line_errors():
         from histo_pl.inference import predict
 
-        sys.exit(predict(config.ckpt, config.img, config.out, config.device, config.batch_size, config.preprocess))
+        sys.exit(predict(**config))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     log.info("Checkpoint: %s, trained on: %s", checkpoint, model.trained_on)
     log.info("Data: %s, %s; malignant is %s.", data.name, data.root, data.positive_class)
     decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
-    tested = score(data, "test", _logits(Predictor(model, config.device), data), decision)
+    tested = score(data, "test", _logits(Predictor(model, config.device, tta=config.tta), data), decision)
     part_seen = np.array([model.seen.get(data.hashes[path], "") for path in tested.path])
     fresh = tested.take(part_seen == "") if (part_seen == "").any() else tested
     seen = _seen(model, tested, part_seen)
@@ -56,7 +56,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         "seen": seen,
         "warnings": [seen["note"], *data.leak_warnings()],
         "data": data.facts(),
-        "checkpoint": {"file": str(checkpoint), "trained_on": model.trained_on},
+        "checkpoint": {"file": str(checkpoint), "trained_on": model.trained_on, "tta": config.tta},
         "folder": os.path.relpath(config.run_dir),
     }
     _write(config, data, model, tested, fresh, results)

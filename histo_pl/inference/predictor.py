@@ -45,12 +45,14 @@ class Predictor:
         model: What `load_model` returns.
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
         batch_size: Files a batch.
+        tta: Whether an answer is the mean logit of a tile's eight views, turned by quarters and mirrored, which takes
+            eight times as long (test-time augmentation).
 
     Raises:
         UserError: There is no such device, or the batch size is below 1.
     """
 
-    def __init__(self, model: TrainedModel, device: str = "auto", batch_size: int = 32) -> None:
+    def __init__(self, model: TrainedModel, device: str = "auto", batch_size: int = 32, tta: bool = False) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is too small. Expected at least 1. Received: {batch_size}")
         if device == "auto":
@@ -62,6 +64,7 @@ class Predictor:
         self.model = model
         self.device = device
         self.batch_size = batch_size
+        self.tta = tta
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -73,7 +76,9 @@ class Predictor:
         Returns:
             float32 of shape (B,), on the CPU.
         """
-        return self.network(images.to(self.device)).float().cpu()
+        images = images.to(self.device)
+        views = dihedral_views(images) if self.tta else [images]
+        return torch.stack([self.network(view).float() for view in views]).mean(0).cpu()
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Compute probabilities of malignancy.
@@ -120,3 +125,15 @@ class Predictor:
 
     def _failure(self, file: Path, error: ImageError) -> Prediction:
         return Prediction(str(file), None, None, str(error), self.model.trained_on)
+
+
+def dihedral_views(images: Tensor) -> list[Tensor]:
+    """Turn square images by quarters, and their mirror images too.
+
+    Args:
+        images: Of shape (..., S, S).
+
+    Returns:
+        The eight views; the first is the images as they are.
+    """
+    return [torch.rot90(view, turns, (-2, -1)) for view in (images, images.flip(-1)) for turns in range(4)]

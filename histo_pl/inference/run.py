@@ -21,6 +21,7 @@ def predict(
     device: str = "auto",
     batch_size: int = 32,
     preprocess: str | None = None,
+    tta: bool = False,
 ) -> int:
     """Print a table of predictions, and write it if asked.
 
@@ -32,6 +33,7 @@ def predict(
         batch_size: Files a batch.
         preprocess: How pictures come to the network's size. None: as in its training; `opencv`: as in the
             notebook's prediction.
+        tta: See `Predictor`.
 
     Returns:
         The exit status: 0, or 1 if any file has no answer.
@@ -42,7 +44,7 @@ def predict(
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
     if out is not None:
         check_format(Path(out))
-    predictor = Predictor(_load(checkpoint, preprocess), device, batch_size)
+    predictor = Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
     predictions = list(predictor.predict(files))
     errors = [p.error for p in predictions if p.error]
     if errors and files == [Path(str(img))]:

@@ -2,9 +2,10 @@
 
 import os
 import sys
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from histo_pl.command_line import one_line_errors, quote_literals
 
@@ -15,7 +16,8 @@ def main(config: DictConfig) -> None:
     with one_line_errors():
         from histo_pl.inference import predict
 
-        sys.exit(predict(**config))
+        arguments: Any = OmegaConf.to_container(config)
+        sys.exit(predict(**arguments))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def network_of(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Modul
     Returns:
         The network, in evaluation mode, without gradients.
     """
-    with torch.device("meta"):
+    with torch.device("cpu" if spec["name"] == "timm" else "meta"):  # some of timm's buffers are in no state dictionary
         network = build_network(spec)
     network.load_state_dict(dict(state), assign=True)
     return network.eval().requires_grad_(False)

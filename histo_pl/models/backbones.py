@@ -1,6 +1,7 @@
 """Encoders of torchvision and timm with a new head of one logit."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ def timm_backbone(
     """
     timm = import_timm()
     if not timm.is_model(architecture):
-        near = ", ".join(timm.list_models(f"*{architecture.partition('.')[0][:8]}*")[:5])
+        near = ", ".join(get_close_matches(architecture, timm.list_models()))
         raise UserError(
             f"timm does not know this architecture. Expected a name of timm.list_models()"
             f"{f', such as {near}' if near else ''}. Received: model.architecture={architecture}"

@@ -10,7 +10,7 @@ WHITE = 240.0  # transmitted light where there is no tissue
 LEAST_DENSITY = 0.15  # of every channel, below which a pixel is no tissue
 EXTREMES = (0.01, 0.99)  # quantiles of the angle at which the two stains lie
 LEAST_TISSUE = 0.02  # share of a tile's pixels; with less the stains cannot be told
-LEAST_ANGLE_SINE = 0.05  # between the two stains, below which they are one
+LEAST_ANGLE_SINE = 0.15  # between the two stains, below which they are one; 0.21 and more on BreakHis
 GREATEST_GAIN = 3.0  # of a stain: a pale tile stays pale rather than turns to noise
 
 

@@ -150,7 +150,7 @@ def _load_torchvision(spec: Mapping[str, Any], weights: str) -> dict[str, Tensor
     if weights == PRETRAINED:
         state = get_model(spec["name"], weights="DEFAULT").state_dict()
     else:
-        state = {re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", name): w for name, w in read_state(Path(weights)).items()}
+        state = read_state(Path(weights))
     return interpolate_embeddings(spec["image_size"], 16, OrderedDict(state)) if spec["name"] == "vit_b_16" else state
 
 
@@ -161,7 +161,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         path: A state dictionary as `torch.save` writes it, bare or under `state_dict` or `model`; or safetensors.
 
     Returns:
-        The state dictionary.
+        The state dictionary, by the names that torchvision's networks have today (DenseNet's file has `norm.1`).
     """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -170,7 +170,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     contents: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     for key in ("state_dict", "model"):
         contents = contents.get(key, contents)
-    return contents
+    return {re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", name): weight for name, weight in contents.items()}
 
 
 def _fitting(spec: Mapping[str, Any], state: Mapping[str, Tensor], weights: str) -> dict[str, Tensor]:

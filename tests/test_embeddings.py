@@ -1,0 +1,155 @@
+"""A frozen encoder sees each tile once; what it made of them trains a head in seconds."""
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from histo_pl.data import HistologyDataModule
+from histo_pl.embeddings import Embedder, EmbeddingStore, fingerprint
+from histo_pl.errors import UserError
+from histo_pl.inference import Predictor, load_model
+from histo_pl.models.backbones import PooledStages
+from histo_pl.models.optimizers import lbfgs
+
+PROBE = ("experiment=linear_probe", "data.image_size=32", "trainer.accelerator=cpu", "embeddings.views=2")
+
+
+def save_many(file: Path, encoder: str) -> None:
+    store = EmbeddingStore(file)
+    for number in range(40):
+        store.save(encoder, {(f"{number}", "plain"): torch.full((8,), float(number))})
+
+
+def test_the_second_run_needs_no_encoder(
+    run_training: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"embeddings.store.file={tmp_path / 'store.sqlite'}"
+    first = run_training(*PROBE, store, folder="a")
+    train, val, test = (first["data"]["parts"][part]["tiles"] for part in ("train", "val", "test"))
+    assert first["embeddings"]["computed"] == 3 * train + val + test  # the plain view, and two more of training tiles
+    seen = []
+    forward = PooledStages.forward
+    monkeypatch.setattr(PooledStages, "forward", lambda self, images: seen.append(images) or forward(self, images))
+    second = run_training(*PROBE, store, "optim.weight_decay=0.1", folder="b")
+    assert not seen
+    assert second["embeddings"]["computed"] == 0
+    third = run_training(*PROBE, store, folder="c")
+    assert third["test"] == first["test"]
+    assert second["test"]["log_loss"] != first["test"]["log_loss"]
+    predictor = Predictor(load_model(tmp_path / "a" / "best.ckpt"), "cpu")
+    rows = np.genfromtxt(tmp_path / "a" / "predictions.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
+    files = [Path(first["data"]["root"], row["path"]) for row in rows]
+    answers = [prediction.probability for prediction in predictor.predict(files)]
+    assert answers == pytest.approx(rows["probability"].tolist(), abs=1e-5)  # as the table rounds
+
+
+def test_the_head_is_scikit_learns_logistic_regression(make_embedded: Callable[..., HistologyDataModule]) -> None:
+    data = make_embedded(views=2)
+    batch = next(iter(data.train_dataloader()))
+    features, labels = batch["features"].numpy(), batch["label"].numpy()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(features.shape[1], 1))
+    optimizer = lbfgs(network, weight_decay=0.1)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = network(torch.from_numpy(features)).squeeze(1)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels).float())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    peer = LogisticRegression(C=1 / (0.1 * len(labels)), tol=1e-8, max_iter=1000).fit(features, labels)
+    assert network[0].weight.detach().numpy() == pytest.approx(peer.coef_, abs=1e-3)
+    assert network[0].bias.item() == pytest.approx(peer.intercept_.item(), abs=1e-3)
+
+
+@pytest.fixture
+def make_embedded(make_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., HistologyDataModule]:
+    def make(views: int) -> HistologyDataModule:
+        root = make_folder({"benign": 8, "malignant": 12})
+        data = HistologyDataModule(root, image_size=8, batch_size=1000, num_workers=0, augment=lambda x: x.flip(-1))
+        data.setup()
+        encode = nn.Sequential(Float(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(12))
+        store = EmbeddingStore(tmp_path / "store.sqlite")
+        data.features, _ = Embedder(store, views).embed(data, encode, {"name": "x"}, "flip")
+        return data
+
+    return make
+
+
+class Float(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float()
+
+
+def test_views_count_as_tiles_in_training_alone(make_embedded: Callable[..., HistologyDataModule]) -> None:
+    data = make_embedded(views=2)
+    (train,), (val,) = list(data.train_dataloader()), list(data.val_dataloader())
+    tiles = len(data.paths("train"))
+    assert train["features"].shape == (3 * tiles, 12)
+    assert len(val["path"]) == len(data.paths("val"))
+    some = train["features"][[n for n, path in enumerate(train["path"]) if path == train["path"][0]]]
+    assert len({tuple(row.tolist()) for row in some}) == 2  # the plain view, and the mirrored one twice
+    labels = {str(data.root / tile.path): tile.class_name == "malignant" for tile in data.tiles}
+    assert all(bool(label) == labels[path] for path, label in zip(train["path"], train["label"], strict=True))
+
+
+def test_the_store_gives_back_what_it_took_and_stays_bounded(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path / "a" / "store.sqlite", max_gigabytes=1e-3)
+    for number in range(100):
+        store.save("lite0", {(f"{number}", "plain"): torch.rand(5000), (f"{number}", "view"): torch.rand(5000)})
+        store.load("lite0", [("0", "plain")])  # what is used stays
+    found = store.load("lite0", [(f"{n}", view) for n in range(100) for view in ("plain", "view")])
+    assert 20 < len(found) < 55
+    assert ("0", "plain") in found and ("99", "view") in found and ("20", "view") not in found
+    assert store.file.stat().st_size < 1.3e6
+    assert not store.load("another", [("99", "view")])
+    kept = torch.rand(5000)
+    store.save("lite0", {("x", "plain"): kept})
+    assert torch.equal(store.load("lite0", [("x", "plain")])["x", "plain"], kept)
+
+
+def test_several_processes_share_a_store(tmp_path: Path) -> None:
+    file = tmp_path / "store.sqlite"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=save_many, args=(file, encoder)) for encoder in ("a", "b")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for encoder in ("a", "b"):
+        assert len(EmbeddingStore(file).load(encoder, [(f"{n}", "plain") for n in range(40)])) == 40
+
+
+def test_another_encoder_has_another_fingerprint() -> None:
+    torch.manual_seed(0)
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    prints = {
+        fingerprint(one, {"name": "x"}, 32, "bilinear"),
+        fingerprint(other, {"name": "x"}, 32, "bilinear"),
+        fingerprint(one, {"name": "y"}, 32, "bilinear"),
+        fingerprint(one, {"name": "x"}, 64, "bilinear"),
+    }
+    assert len(prints) == 4
+    assert fingerprint(one, {"name": "x"}, 32, "bilinear") in prints
+
+
+def test_a_file_that_is_no_store_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").write_bytes(b"something else" * 100)
+    with pytest.raises(UserError, match="only a cache"):
+        EmbeddingStore(tmp_path / "store.sqlite").load("lite0", [("0", "plain")])
+
+
+def test_only_a_frozen_encoder_can_be_kept(run_training: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match=r"model.trainable=head"):
+        run_training(*PROBE, "model.trainable=all")
+    with pytest.raises(UserError, match=r"Received: model=keras_cnn"):
+        run_training(*PROBE, "model=keras_cnn", "model.trainable=dense_1")

@@ -2,13 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from histo_pl.evaluation.calibration import Calibration
 from histo_pl.models import build_network
+from histo_pl.models.weights import resolve_spec
 from tests.conftest import ROOT, compose_config
 
 CONF = ROOT / "conf"
@@ -29,7 +32,10 @@ def test_every_choice_composes_and_makes_what_it_names(choice: str, tmp_path: Pa
         config.trainer.accelerator = "cpu"  # no GPU is here
         config.trainer.devices = 1
     if group == "model":
-        build_network({key: value for key, value in config.model.items() if key != "weights"})
+        spec: Any = OmegaConf.to_container(config.model, resolve=True)
+        parts = {key: value for key, value in spec.items() if key not in ("weights", "trainable")}
+        with torch.device("meta"):  # some have a billion weights
+            build_network(resolve_spec(parts, config.data.image_size))
     elif group in ("experiment", "debug"):
         instantiate(config.data, augment=instantiate(config.augment))
         Calibration(**config.calibration)

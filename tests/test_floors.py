@@ -22,6 +22,7 @@ FORBIDDEN = {
     "summarize.py": ("lightning", "torch", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),
     "start.py": ("hydra", "omegaconf", "histo_pl.data", "histo_pl.training"),
     "callbacks.py": ("hydra", "omegaconf", "histo_pl.data", "histo_pl.training", "histo_pl.inference"),
+    "embeddings.py": ("hydra", "omegaconf", "lightning", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),
     "keras_io.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.inference"),
     "convert.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.training"),
     "__main__.py": ("hydra", "omegaconf", "lightning", "torch", "histo_pl.data", "histo_pl.models"),

@@ -67,6 +67,7 @@ class TileClassifier(L.LightningModule):
         self.loss = nn.BCEWithLogitsLoss(pos_weight=None if pos_weight is None else torch.tensor(pos_weight))
         self.train_metrics = binary_metrics(threshold, prefix="train/")
         self.val_metrics = binary_metrics(threshold, prefix="val/")
+        self.train()  # Lightning takes the modes as they are
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, but leave what is frozen in evaluation: its BatchNorm would learn the tiles' statistics."""

@@ -113,3 +113,16 @@ def test_evaluation_counts_every_tile_once(length: int) -> None:
     shares = [list(SequentialShare(length, rank, 2)) for rank in range(2)]
     assert Counter(index for share in shares for index in share) == Counter(range(length))
     assert [len(SequentialShare(length, rank, 2)) for rank in range(2)] == [len(share) for share in shares]
+
+
+def test_weights_draw_a_rare_class_as_often_and_each_time_afresh() -> None:
+    weights = [1 / 90] * 90 + [1 / 10] * 10
+    sampler = ShuffledSampler(100, seed=0, weights=weights)
+    sampler.set_epoch(3)
+    draws = list(sampler)
+    assert len(set(draws)) == 100  # a tile that comes again is another draw, so it is augmented anew
+    assert 35 <= sum(draw % 100 >= 90 for draw in draws) <= 65
+    assert not set(draws) & {draw + 100 * epoch for draw in range(100) for epoch in (0, 1, 2, 4)}
+    shares = [list(ShuffledSampler(100, 0, rank, 2, weights)) for rank in range(2)]
+    sampler.set_epoch(0)
+    assert sorted(shares[0] + shares[1]) == sorted(sampler)

@@ -6,8 +6,9 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from histo_pl.keras_io import read_keras
-from histo_pl.models import KerasCNN
-from histo_pl.models.optimizers import KerasAdam, adam
+from histo_pl.models import KerasCNN, build_network
+from histo_pl.models.optimizers import KerasAdam, adam, adamw
+from histo_pl.models.schedules import warmup_cosine
 from tests.keras_peer import keras, notebook, save
 
 
@@ -113,3 +114,30 @@ def test_keras_adam_goes_on_where_it_was_saved() -> None:
     for gradient in gradients[2:]:
         step(second, resumed, gradient)
     assert torch.equal(second, whole)
+
+
+def test_adamw_spares_what_was_trained_before_and_decays_matrices_alone() -> None:
+    network = build_network({"name": "resnet18"})
+    network.get_submodule("backbone.encoder.conv1").requires_grad_(False)
+    groups = {group["name"]: group for group in adamw(network, lr=1e-2, encoder_lr=1e-3).param_groups}
+    assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
+        "encoder": (1e-3, 0.05),
+        "encoder_undecayed": (1e-3, 0.0),
+        "head": (1e-2, 0.05),
+        "head_undecayed": (1e-2, 0.0),
+    }
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(network.parameters())) - 1
+
+
+def test_the_rate_rises_and_falls_along_a_cosine() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = warmup_cosine(optimizer, 100, warmup_fraction=0.2)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:20] == pytest.approx([0.1 * (step + 1) for step in range(20)])
+    assert rates[60] == pytest.approx(1.0)  # half-way down
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-6)

@@ -100,6 +100,8 @@ def _to_keras(source: Path, target: Path) -> str:
     model = load_model(source)
     if model.spec["name"] != "keras_cnn":
         raise UserError(f"Only keras_cnn is a Keras model. Received: {model.spec['name']} in {source}")
+    if model.spec.get("stain"):
+        raise UserError(f"Keras has no such stain normalisation. Received: {model.spec['stain']} in {source}")
     backbone: nn.Module = model.network.get_submodule("backbone")
     state = backbone.state_dict()
     for name in ("dense_1.weight", "dense_1.bias"):

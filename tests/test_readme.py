@@ -39,9 +39,20 @@ def tiles(tmp_path: Path) -> Path:
     "command",
     [c for c in COMMANDS if c.startswith("python train.py") and "resume=" not in c and "crossval" not in c],
 )
-def test_train_commands(command: str, trained: Path, tiles: Path, demo_root: Path, tmp_path: Path) -> None:
+def test_train_commands(
+    command: str, trained: Path, tiles: Path, demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = trained
+    if "experiment=finetune" in command and "model.weights=" in command:
+        start = tmp_path / "probe"
+        train(
+            compose_config(
+                "train", "experiment=linear_probe", f"data.root={demo_root}", *TINY_DEMO, *TINY, f"run_dir={start}"
+            )
+        )
     arguments = [
-        f"model.weights={trained / 'best.ckpt'}" if argument.startswith("model.weights=") else argument
+        f"model.weights={start / 'best.ckpt'}" if argument.startswith("model.weights=") else argument
         for argument in arguments_of(command)
     ]
     own = [f"data.root={tiles}"] if "data=" in command else [f"data.root={demo_root}", *TINY_DEMO]
@@ -65,13 +76,14 @@ def test_predict_commands(command: str, trained: Path, tiles: Path, tmp_path: Pa
     config = compose_config("predict", *arguments_of(command))
     assert config.ckpt == "latest" or config.ckpt.endswith(".ckpt")
     out = str(tmp_path / config.out) if config.out else None
-    assert predict(str(trained / "best.ckpt"), str(tiles), out, preprocess=config.preprocess) == 0
+    assert predict(str(trained / "best.ckpt"), str(tiles), out, preprocess=config.preprocess, tta=config.tta) == 0
     assert out is None or Path(out).is_file()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "experiment=crossval" in c])
-def test_cross_validation_commands(command: str, tiles: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "crossval" in c])
+def test_cross_validation_commands(command: str, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fold's run; that one command does them all is tested in test_evaluate."""
+    monkeypatch.chdir(tmp_path)
     tiny = [f"data.root={tiles}", *(option for option in TINY if option != "trainer=cpu"), *ON_THE_PROCESSOR]
     for fold in range(5):
         folder = tmp_path / str(fold)

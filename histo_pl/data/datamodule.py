@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
 
 from histo_pl.data.archive import inner_folder, unpack
 from histo_pl.data.classes import find_positive_class
@@ -71,6 +71,10 @@ class HistologyDataModule(L.LightningDataModule):
         seed: Decides the split, the order and the augmentation.
         resize: How tiles come to `image_size`, one of `images.RESIZES`.
         num_workers: Processes that read tiles; None: one a processor core, at most 8.
+
+    Attributes:
+        features: If set, what the loaders give instead of images, all in one batch: of each tile by its path a tensor
+            (views, width), see `embeddings.Embedder`.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class HistologyDataModule(L.LightningDataModule):
         self.num_workers = _default_workers() if num_workers is None else num_workers
         self.tiles: list[Tile] = []
         self.parts: dict[str, Part] = {}
-        self.features: dict[str, torch.Tensor] | None = None
+        self.features: Mapping[str, torch.Tensor] | None = None
 
     @property
     def is_synthetic(self) -> bool:
@@ -251,11 +255,14 @@ class HistologyDataModule(L.LightningDataModule):
         tiles = self._datasets[part] if self.features is None else self._embedded(part, self.features)
         return self._loader(tiles, SequentialShare(len(tiles), *self._place()))
 
-    def _loader(self, tiles: Dataset[Any], sampler: Sampler[int]) -> DataLoader[Any]:
-        workers = 0 if self.features is not None else self.num_workers
+    def _loader(
+        self, tiles: "AugmentedTiles | Subset[Sample] | EmbeddedTiles", sampler: Sampler[int]
+    ) -> DataLoader[Any]:
+        embedded = self.features is not None
+        workers = 0 if embedded else self.num_workers
         return DataLoader(
             tiles,
-            batch_size=self.batch_size,
+            batch_size=len(tiles) if embedded else self.batch_size,
             sampler=sampler,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),

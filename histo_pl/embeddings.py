@@ -109,7 +109,7 @@ class Embedder:
 
     Attributes:
         store: Where features are kept.
-        views: Augmented views of each training tile beside the plain one; an epoch takes the next.
+        views: Augmented views of each training tile beside the plain one, at least 0.
     """
 
     store: EmbeddingStore
@@ -133,10 +133,14 @@ class Embedder:
         Returns:
             By the tile's path float32 of shape (views, width), the plain view first; and in plain values the `width`,
             how many features were `stored` and how many `computed`, and the `seconds`.
+
+        Raises:
+            UserError: The store cannot be used, or a tile cannot be read.
         """
         started = time.monotonic()
         encoder = fingerprint(encode, spec, data.image_size, data.resize)
-        own = [PLAIN, *(f"{_digest(augment.encode())[:16]}/{number}" for number in range(self.views))]
+        settings = hashlib.sha256(augment.encode()).hexdigest()[:16]
+        own = [PLAIN, *(f"{settings}/{number}" for number in range(self.views))]
         views = {path: own if part == "train" else own[:1] for path, part in data.parts.items()}
         keys = {path: [(data.hashes[path], view) for view in views[path]] for path in views}
         found = self.store.load(encoder, [key for some in keys.values() for key in some])
@@ -214,10 +218,6 @@ def fingerprint(encode: nn.Module, spec: Mapping[str, Any], image_size: int, res
 def _collate(samples: Sequence[tuple[Key, Tensor]]) -> tuple[list[Key], Tensor]:
     keys, images = zip(*samples, strict=True)
     return list(keys), torch.stack(images)
-
-
-def _digest(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()
 
 
 def _bytes_of(database: sqlite3.Connection) -> int:

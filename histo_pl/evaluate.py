@@ -46,6 +46,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     )
     data.setup()
     log.info("Checkpoint: %s, trained on: %s", checkpoint, model.trained_on)
+    if config.tta:
+        log.info("Each answer is the mean of a tile's eight views (tta).")
     log.info("Data: %s, %s; malignant is %s.", data.name, data.root, data.positive_class)
     decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
     tested = score(data, "test", _logits(Predictor(model, config.device, tta=config.tta), data), decision)

@@ -62,7 +62,7 @@ def find_start(
         return _start_of_run(resume, weights, spec, facts)
     if weights is None:
         return Start()
-    if not _is_checkpoint(weights):
+    if not _is_checkpoint(weights, spec):
         state, title = load_encoder(spec, weights, source)
         _announce_encoder(title)
         return Start({f"backbone.encoder.{name}": weight for name, weight in state.items()}, title)
@@ -72,7 +72,7 @@ def find_start(
     return Start(model.network.state_dict(), model.trained_on, model.seen)
 
 
-def _is_checkpoint(weights: str) -> bool:
+def _is_checkpoint(weights: str, spec: Mapping[str, Any]) -> bool:
     """Whether this names a checkpoint of histo_pl, rather than an encoder's weights; one that is not there does too."""
     if weights in (PRETRAINED, EMBEDDED) or weights.startswith(SOURCES) or weights.endswith(".safetensors"):
         return False
@@ -80,8 +80,8 @@ def _is_checkpoint(weights: str) -> bool:
         return True
     try:
         contents = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # load_model tells what is wrong with it
-        return True
+    except Exception:  # who loads it tells what is wrong with it
+        return spec["name"] == "keras_cnn"
     return isinstance(contents, dict) and "hyper_parameters" in contents
 
 

@@ -145,6 +145,7 @@ def _check_numbers(config: DictConfig) -> None:
 
 def _quieten_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it counts its tries; the error says enough
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
 

@@ -127,12 +127,7 @@ def timm_backbone(
         UserError: timm is not installed, does not know the name, or does not take the arguments.
     """
     timm = import_timm()
-    if not timm.is_model(architecture):
-        near = ", ".join(get_close_matches(architecture, timm.list_models()))
-        raise UserError(
-            f"timm does not know this architecture. Expected a name of timm.list_models()"
-            f"{f', such as {near}' if near else ''}. Received: model.architecture={architecture}"
-        )
+    check_architecture(architecture)
     try:
         encoder = timm.models.model_entrypoint(architecture)(pretrained=False, num_classes=0, **(arguments or {}))
         encoder = encoder if stages is None else PooledStages(encoder, stages)
@@ -142,6 +137,24 @@ def timm_backbone(
             f"Received: model.arguments={arguments} model.stages={stages}"
         ) from error
     return EncoderWithHead(encoder, getattr(encoder, "head_hidden_size", None) or encoder.num_features)
+
+
+def check_architecture(name: str) -> None:
+    """Refuse an architecture that timm does not know.
+
+    Args:
+        name: Such as `resnet18`, without a tag.
+
+    Raises:
+        UserError: timm is not installed, or does not know it.
+    """
+    timm = import_timm()
+    if not timm.is_model(name):
+        near = ", ".join(get_close_matches(name, timm.list_models()))
+        raise UserError(
+            f"timm does not know this architecture. Expected a name of timm.list_models()"
+            f"{f', such as {near}' if near else ''}. Received: model.architecture={name}"
+        )
 
 
 def import_timm() -> Any:  # noqa: ANN401

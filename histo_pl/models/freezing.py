@@ -31,10 +31,9 @@ def freeze_all_but(backbone: nn.Module, trainable: str | Sequence[str]) -> list[
     parts = dict(backbone.named_modules())
     unknown = [name for name in names if name not in parts or not name]
     if unknown or not names:
-        known = [name for name in parts if name and name.count(".") < 3]  # noqa: PLR2004
         raise UserError(
             f"model.trainable names a part that the network does not have. Expected all, or some of "
-            f"{', '.join(known[:40])}{', ...' if len(known) > 40 else ''}. "  # noqa: PLR2004
+            f"{', '.join(_near(backbone, unknown[0] if unknown else ''))}. "
             f"Received: {', '.join(map(str, unknown)) or 'nothing'}"
         )
     learning = {id(part) for name in names for part in parts[name].modules()}
@@ -42,3 +41,12 @@ def freeze_all_but(backbone: nn.Module, trainable: str | Sequence[str]) -> list[
     for name in names:
         parts[name].requires_grad_(True)
     return [part for part in parts.values() if not any(id(inner) in learning for inner in part.modules())]
+
+
+def _near(backbone: nn.Module, name: str) -> list[str]:
+    """List the parts with weights beside those of a wrong name, and the backbone's own."""
+    parts = {path: part for path, part in backbone.named_modules() if path and any(True for _ in part.parameters())}
+    while name and name not in parts:
+        name = name.rpartition(".")[0]
+    inner = [path for path in parts if path.rpartition(".")[0] == name]
+    return [path for path in parts if "." not in path] + [path for path in inner if "." in path]

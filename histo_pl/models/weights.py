@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from histo_pl.errors import UserError
-from histo_pl.models.backbones import TORCHVISION, import_timm
+from histo_pl.models.backbones import TORCHVISION, check_architecture, import_timm
 from histo_pl.models.network import build_network
 
 PRETRAINED = "pretrained"  # what the makers of the architecture offer: a download
@@ -35,7 +35,7 @@ def resolve_spec(spec: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         The spec with the architecture's name in timm's list, all its arguments, mean and deviation.
 
     Raises:
-        UserError: timm is missing, or the hub or the folder cannot be read.
+        UserError: timm is missing or does not know the architecture, or the hub or the folder cannot be read.
     """
     if spec["name"] != "timm":
         return dict(spec)
@@ -49,9 +49,9 @@ def resolve_spec(spec: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         with _loading_errors(spec["architecture"]):
             cfg, architecture, arguments = load(place)
     architecture = architecture.partition(".")[0]
-    if timm.is_model(architecture):
-        known = timm.get_pretrained_cfg(architecture, allow_unregistered=True) or timm.models.PretrainedCfg()
-        cfg = known.to_dict() | cfg
+    check_architecture(architecture)
+    known = timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()
+    cfg = known.to_dict() | cfg
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"} | dict(spec["arguments"] or {})
     if cfg.get("fixed_input_size"):
         arguments = {"img_size": image_size} | arguments
@@ -198,8 +198,8 @@ def _loading_errors(weights: str) -> Iterator[None]:
     except OSError as error:  # all of the hub's and of a download's are
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(
-            f"These weights cannot be had ({type(error).__name__}: {reason}). Expected a connection to their place "
-            f"and, for a model that its makers give on request, their leave and a token (hf auth login); or a file, "
+            f"These weights cannot be downloaded or read ({type(error).__name__}: {reason}). Expected a "
+            f"connection to the internet and, for a gated model, access granted by its makers and a token (hf auth login); or a file, "
             f"model.weights=PATH. Received: {weights}"
         ) from error
     except _MISFIT as error:

@@ -197,8 +197,8 @@ def test_presets_are_what_their_makers_say(preset: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "weights", "message"),
     [
-        ({"name": "resnet18"}, "pretrained", "cannot be had"),
-        (LITE0 | {"stages": None}, "hf-hub:MahmoodLab/UNI2-h", "cannot be had.*token"),
+        ({"name": "resnet18"}, "pretrained", "downloaded or read"),
+        (LITE0 | {"stages": None}, "hf-hub:MahmoodLab/UNI2-h", "downloaded or read.*token"),
         (LITE0 | {"architecture": "test_vit", "stages": None}, "embedded", "efficientnet_lite0 alone"),
         ({"name": "resnet18"}, "embedded", "no such weights"),
         ({"name": "keras_cnn"}, "pretrained", "no such weights"),
@@ -231,3 +231,8 @@ def test_weights_that_cannot_be_had_are_one_clear_error(
 def test_networks_that_cannot_be_are_refused(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_network(spec)
+
+
+def test_a_name_that_timm_does_not_know_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match=r"timm does not know.*tf_efficientnet_lite0"):
+        resolve_spec(LITE0 | {"architecture": "tf_efficientnet_lite00", "mean": None}, 32)

@@ -198,9 +198,9 @@ def _loading_errors(weights: str) -> Iterator[None]:
     except OSError as error:  # all of the hub's and of a download's are
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(
-            f"These weights cannot be downloaded or read ({type(error).__name__}: {reason}). Expected a "
-            f"connection to the internet and, for a gated model, access granted by its makers and a token (hf auth login); or a file, "
-            f"model.weights=PATH. Received: {weights}"
+            f"These weights cannot be downloaded or read ({type(error).__name__}: {reason}). Expected a connection to "
+            f"the internet and, for a gated model, access granted by its makers and a token (hf auth login); or a "
+            f"file, model.weights=PATH. Received: {weights}"
         ) from error
     except _MISFIT as error:
         raise UserError(

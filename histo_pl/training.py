@@ -153,7 +153,8 @@ def _quieten_lightning() -> None:
 def _network_spec(config: DictConfig) -> dict[str, Any]:
     """What builds the network: the weights to start from, and which of them learn, have no part in it."""
     spec: Any = OmegaConf.to_container(config.model, resolve=True)
-    spec = {key: value for key, value in spec.items() if key not in ("weights", "trainable")}
+    absent = ("weights", "trainable", *(["stain"] if spec["stain"] is None else []))
+    spec = {key: value for key, value in spec.items() if key not in absent}
     return resolve_spec(spec, config.data.image_size)
 
 

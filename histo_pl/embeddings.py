@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from histo_pl.data import HistologyDataModule
-from histo_pl.data.tiles import Transform, stable_seed
+from histo_pl.data.tiles import Transform, augmented, stable_seed
 from histo_pl.errors import UserError
 from histo_pl.images import read_tile
 
@@ -191,9 +191,7 @@ class _Views(Dataset[tuple[Key, Tensor]]):
         image = read_tile(path, self.image_size, self.resize)
         if view == PLAIN or self.augment is None:
             return (tile, view), image
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stable_seed(0, f"{tile}:{view}", 0))
-            return (tile, view), self.augment(image)
+        return (tile, view), augmented(image, self.augment, stable_seed(0, f"{tile}:{view}", 0))
 
 
 def fingerprint(encode: nn.Module, spec: Mapping[str, Any], image_size: int, resize: str) -> str:

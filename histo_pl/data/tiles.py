@@ -131,16 +131,33 @@ class AugmentedTiles(Dataset[Sample]):
             UserError: The transform changes shape or type.
         """
         sample = self.tiles[draw % len(self)]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stable_seed(self.seed, "augment", draw))
-            image = self.transform(sample["image"])
-        if image.dtype != torch.uint8 or image.shape != sample["image"].shape:
-            raise UserError(
-                f"The augmentation must give what it takes, uint8 of shape {tuple(sample['image'].shape)}. "
-                f"Mend augment. Received: {image.dtype} of shape {tuple(image.shape)}"
-            )
-        sample["image"] = image
+        sample["image"] = augmented(sample["image"], self.transform, stable_seed(self.seed, "augment", draw))
         return sample
+
+
+def augmented(image: Tensor, transform: Transform, seed: int) -> Tensor:
+    """Augment a tile by random numbers of its own, and leave the process's as they were.
+
+    Args:
+        image: uint8 of shape (3, S, S).
+        transform: Draws from PyTorch's default generator.
+        seed: Decides what it draws, in [0, 2**63).
+
+    Returns:
+        uint8 of the same shape.
+
+    Raises:
+        UserError: The transform changes shape or type.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        changed = transform(image)
+    if changed.dtype != torch.uint8 or changed.shape != image.shape:
+        raise UserError(
+            f"The augmentation must give what it takes, uint8 of shape {tuple(image.shape)}. "
+            f"Mend augment. Received: {changed.dtype} of shape {tuple(changed.shape)}"
+        )
+    return changed
 
 
 class ShuffledSampler(Sampler[int]):

@@ -18,6 +18,7 @@ from histo_pl.evaluation.report import Report, format_estimate
 from histo_pl.evaluation.scores import Scores
 from histo_pl.evidence import judge, log_results, remarks, score, write_predictions, write_results
 from histo_pl.inference import Predictor, TrainedModel, find_checkpoint, load_model
+from histo_pl.speed import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """
     if config.split not in ("test", "all"):
         raise UserError(f"split is not as expected. Expected test or all. Received: {config.split}")
+    if config.keep_freed_memory:
+        keep_freed_memory()
     checkpoint = find_checkpoint(config.ckpt)
     model = load_model(checkpoint)
     test_all = config.split == "all"

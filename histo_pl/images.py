@@ -1,5 +1,6 @@
 """One image file in, RGB pixels out: the only way in which histo_pl reads and resizes a picture."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ RESIZE = "pillow-bilinear-antialias"  # of every training here: averages over th
 KERAS_RESIZE = "pillow-nearest"  # of Keras's generators: `target_size` picks single pixels unless told otherwise
 OPENCV_RESIZE = "opencv-bilinear"  # of the notebook's prediction: `cv2.resize`, which does not average either
 
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_check_pixels` refuses such a picture
 
 
 def find_files(folder: str | Path) -> Iterator[Path]:
@@ -124,22 +125,23 @@ RESIZES: dict[str, Callable[[Image.Image, int], Tensor]] = {
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
 
 def _open_rgb(path: str | Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(path) as image:
+            _check_pixels(image)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except FileNotFoundError as error:
         raise ImageError(f"There is no such file. Expected an image. Received: {path}") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"This file is no image that can be read. Expected one of {', '.join(EXTENSIONS)}. Received: {path}"
         ) from error
-    except _BOMBS as error:
+    except Image.DecompressionBombError as error:
         raise ImageError(
             f"This image claims more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a decompression bomb does. "
             f"Cut it into tiles first. Received: {path}"
@@ -148,6 +150,12 @@ def _open_rgb(path: str | Path) -> Image.Image:
         raise ImageError(
             f"This image cannot be decoded ({error}). Replace the file or take it out of the folder. Received: {path}"
         ) from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse what Pillow only warns of: a warning cannot be made an error in one of several threads alone."""
+    if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -159,7 +167,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _sixteen_bit_to_rgb(image: Image.Image) -> Image.Image:

@@ -52,6 +52,7 @@ from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.classifier import TileClassifier
 from histo_pl.models.freezing import ALL
 from histo_pl.models.weights import resolve_spec
+from histo_pl.speed import fast_precision, keep_freed_memory
 from histo_pl.start import Start, find_start
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,11 @@ NUMBERS: dict[str, tuple[Any, int]] = {
     "trainer.max_epochs": (int, 1),
 }
 
+STEP_KEYS = ("channels_last", "compile", "matmul_precision")  # of the trainer, which are not Lightning's
+
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+
+OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)
 OmegaConf.register_new_resolver("share_of", lambda share, whole: math.ceil(share * whole), replace=True)
 
 
@@ -97,6 +103,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     _check_numbers(config)
+    if config.keep_freed_memory:
+        keep_freed_memory()
     calibration = Calibration(**config.calibration)
     _quieten_lightning()
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -113,6 +121,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     findings = data.leak_warnings() + _seen_before(data, start)
     _announce(data, findings)
     classifier = _make_classifier(config, spec, data, start)
+    _speed_up(config.trainer, classifier.network)
     history = History()
     trainer = _make_trainer(config, [history, CollapseWarning()])
     embeddings = _embed(config, data, classifier, trainer, start)
@@ -179,6 +188,21 @@ def _make_classifier(
     if start.state is not None:
         classifier.network.load_state_dict(classifier.network.state_dict() | dict(start.state))
     return classifier
+
+
+def _speed_up(trainer: DictConfig, network: nn.Module) -> None:
+    """Choose how the step's arithmetic is carried out, which Lightning leaves to PyTorch."""
+    if trainer.matmul_precision not in MATMUL_PRECISIONS:
+        raise UserError(
+            f"trainer.matmul_precision is unknown. Expected one of {', '.join(MATMUL_PRECISIONS)}. "
+            f"Received: {trainer.matmul_precision}"
+        )
+    torch.set_float32_matmul_precision(trainer.matmul_precision)
+    if trainer.channels_last:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if trainer.compile:
+        log.info("Compiling the network: the first batches of training and of validation take up to a minute.")
+        network.compile()
 
 
 def _pos_weight(wanted: float | str | None, counts: Mapping[str, int]) -> float | None:
@@ -255,9 +279,10 @@ def _make_trainer(config: DictConfig, watchers: list[L.Callback]) -> L.Trainer:
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
     if not config.trainer.enable_progress_bar:  # Lightning refuses a bar that is both given and switched off
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    options = {key: value for key, value in config.trainer.items() if key not in STEP_KEYS}
     with _lightning_errors():
         trainer: L.Trainer = instantiate(
-            config.trainer,
+            options,
             callbacks=callbacks + watchers,
             logger=instantiate(config.logger),
             default_root_dir=config.run_dir,

@@ -20,6 +20,7 @@ FORBIDDEN = {
     "audit.py": ("hydra", "omegaconf", "lightning", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),
     "evaluate.py": ("lightning", "histo_pl.models", "histo_pl.training"),
     "summarize.py": ("lightning", "torch", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),
+    "speed.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.models"),
     "start.py": ("hydra", "omegaconf", "histo_pl.data", "histo_pl.training"),
     "callbacks.py": ("hydra", "omegaconf", "histo_pl.data", "histo_pl.training", "histo_pl.inference"),
     "embeddings.py": ("hydra", "omegaconf", "lightning", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),

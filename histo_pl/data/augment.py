@@ -4,13 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from histo_pl.errors import UserError
+
+DRAWS = 8  # random numbers that a tile takes: angle, two shifts, shear, two zooms, two flips
 
 
 class KerasRandomAffine(v2.Transform):
@@ -19,9 +22,10 @@ class KerasRandomAffine(v2.Transform):
     Keras multiplies the steps into one matrix and samples the tile once, bilinearly, its edges replicated
     (`fill_mode="nearest"`). torchvision's separate transforms sample it once a step, and softer each time.
 
-    The arguments bear Keras's names and units, and every number is drawn uniformly and independently from
-    PyTorch's default generator. It is for square tiles, as all are here. As in Keras 2.15 and 3.15,
-    `height_shift_range` shifts sideways and `width_shift_range` up and down: the two are mixed up there.
+    The arguments bear Keras's names and units, and every number is drawn uniformly and independently, from
+    PyTorch's default generator or, of a batch in training, from a seed a tile (`draw`). It is for square tiles, as
+    all are here. As in Keras 2.15 and 3.15, `height_shift_range` shifts sideways and `width_shift_range` up and
+    down: the two are mixed up there.
 
     Args:
         rotation_range: Degrees; the angle is drawn from +- this.
@@ -69,27 +73,41 @@ class KerasRandomAffine(v2.Transform):
             (0 or 1).
         """
         *batch, _, height, width = flat_inputs[0].shape
-        count = math.prod(batch)
+        return self._params(torch.rand(DRAWS, math.prod(batch), dtype=torch.float64), height, width)
 
-        def uniform(low: float, high: float) -> Tensor:
-            return torch.empty(count, dtype=torch.float64).uniform_(low, high)
+    def draw(self, seeds: Sequence[int], side: int) -> Tensor:
+        """Draw the warp of each tile of a batch from a seed of its own, for `warp` to carry out on any device.
 
+        Args:
+            seeds: One a tile, in [0, 2**63).
+            side: Of the tiles, in pixels.
+
+        Returns:
+            float32 of shape (B, 2, 3), see `keras_matrix`.
+        """
+        uniforms = np.stack([np.random.Generator(np.random.Philox(key=seed)).random(DRAWS) for seed in seeds], 1)
+        return keras_matrix(**self._params(torch.from_numpy(uniforms), side, side)).float()
+
+    def _params(self, uniforms: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """Spread numbers in [0, 1), of shape (DRAWS, B), over the ranges."""
+        theta, tx, ty, shear, zx, zy, horizontal, vertical = uniforms
+        low, high = self.zoom_range
         return {
-            "theta": uniform(-self.rotation_range, self.rotation_range),
-            "tx": uniform(-self.height_shift_range, self.height_shift_range) * height,
-            "ty": uniform(-self.width_shift_range, self.width_shift_range) * width,
-            "shear": uniform(-self.shear_range, self.shear_range),
-            "zx": uniform(*self.zoom_range),
-            "zy": uniform(*self.zoom_range),
-            "flip_horizontal": (uniform(0, 1) < 0.5 * self.horizontal_flip).double(),
-            "flip_vertical": (uniform(0, 1) < 0.5 * self.vertical_flip).double(),
+            "theta": (2 * theta - 1) * self.rotation_range,
+            "tx": (2 * tx - 1) * self.height_shift_range * height,
+            "ty": (2 * ty - 1) * self.width_shift_range * width,
+            "shear": (2 * shear - 1) * self.shear_range,
+            "zx": low + (high - low) * zx,
+            "zy": low + (high - low) * zy,
+            "flip_horizontal": (horizontal < 0.5 * self.horizontal_flip).double(),
+            "flip_vertical": (vertical < 0.5 * self.vertical_flip).double(),
         }
 
     def transform(self, inpt: Any, params: dict[str, Tensor]) -> Tensor:  # noqa: ANN401
         """Warp a tile or a batch.
 
         Args:
-            inpt: Tensor (..., C, H, W), of bytes or floats, on a device that knows float64 (CPU, CUDA).
+            inpt: Tensor (..., C, H, W), of bytes or, on a device that knows float64 (CPU, CUDA), of floats.
             params: As `make_params` returns them.
 
         Returns:
@@ -189,21 +207,31 @@ def keras_matrix(
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Sample each image once, bilinearly, its edges replicated.
 
-    It computes in float64: a float32 coordinate is off by up to 3e-5 pixels at 512, which can be a hundredth of
-    a grey level.
+    Floats are computed in float64: a float32 coordinate is off by up to 3e-5 pixels at 512, which can be a hundredth
+    of a grey level. Of bytes, which are rounded anyway, that changes one in 16,000, by one; they take float32.
 
     Args:
         images: Bytes or floats of shape (B, C, H, W).
-        matrices: float64 (B, 2, 3), as `keras_matrix` returns them.
+        matrices: (B, 2, 3), as `keras_matrix` returns them.
 
     Returns:
         Images of the same shape and type; bytes are rounded.
     """
-    height, width = images.shape[-2:]
-    half = torch.tensor([width / 2, height / 2, 1.0], dtype=torch.float64)  # affine_grid counts in half sides
-    grid = affine_grid((matrices * half / half[:2, None]).to(images.device), list(images.shape), align_corners=False)
-    warped = grid_sample(images.double(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return (warped if images.is_floating_point() else warped.round()).to(images.dtype)
+    dtype = torch.float64 if images.is_floating_point() else torch.float32
+    grid = _grid(matrices.to(images.device, dtype), *images.shape[-2:])
+    warped = grid_sample(images.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return (warped if images.is_floating_point() else warped.round_()).to(images.dtype)
+
+
+def _grid(matrices: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel comes from, (B, H, W, 2) in half sides from the centre: `affine_grid` at a fifth of its cost."""
+    half = torch.tensor([width / 2, height / 2], dtype=matrices.dtype, device=matrices.device)
+    x = torch.arange(width, dtype=matrices.dtype, device=matrices.device) + 0.5 - half[0]
+    y = torch.arange(height, dtype=matrices.dtype, device=matrices.device) + 0.5 - half[1]
+    along_x, along_y, shift = (matrices / half[:, None])[:, :, None].unbind(-1)  # (B, 2, 1) each
+    columns = (along_x * x).mT  # (B, W, 2)
+    rows = (along_y * y + shift).mT  # (B, H, 2)
+    return columns[:, None] + rows[:, :, None]
 
 
 def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

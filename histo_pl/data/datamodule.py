@@ -1,6 +1,5 @@
 """A folder of tiles as Lightning's data module."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
+from torchvision.transforms import v2
 
 from histo_pl.data.archive import inner_folder, unpack
+from histo_pl.data.augment import KerasRandomAffine, warp
+from histo_pl.data.cache import MappedTiles, check_cache, tiles_on_device, tiles_on_disk
 from histo_pl.data.classes import find_positive_class
 from histo_pl.data.duplicates import hash_files, leak_warnings
 from histo_pl.data.groups import keep_together
@@ -30,6 +32,7 @@ from histo_pl.data.splits import (
 )
 from histo_pl.data.tiles import (
     AugmentedTiles,
+    CachedTiles,
     EmbeddedTiles,
     Sample,
     SequentialShare,
@@ -39,6 +42,7 @@ from histo_pl.data.tiles import (
 )
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE, find_files
+from histo_pl.speed import usable_cores
 
 MAX_WORKERS = 8  # beyond which one GPU gains little, and memory is lost
 
@@ -70,7 +74,13 @@ class HistologyDataModule(L.LightningDataModule):
         balanced: Whether an epoch draws both classes equally often, with replacement, instead of every tile once.
         seed: Decides the split, the order and the augmentation.
         resize: How tiles come to `image_size`, one of `images.RESIZES`.
-        num_workers: Processes that read tiles; None: one a processor core, at most 8.
+        cache: Where decoded tiles are kept: `none`; `ram`; `disk`, mapped into memory and there for the next run; or
+            `device`, all tiles in the memory of each device.
+        cache_dir: The folder of `disk`.
+        num_workers: Processes that read tiles; None: none if tiles need neither decoding nor an augmentation of their
+            own, else one a processor core, at most 8.
+        pin_memory: Whether batches lie where a GPU fetches them faster; None: if there is a GPU.
+        prefetch_factor: Batches that each worker holds ready; None: PyTorch's default, 2.
 
     Attributes:
         features: If set, what the loaders give instead of images, all in one batch: of each tile by its path a tensor
@@ -98,7 +108,11 @@ class HistologyDataModule(L.LightningDataModule):
         balanced: bool = False,
         seed: int = 0,
         resize: str = RESIZE,
+        cache: str = "none",
+        cache_dir: str | Path = "cache/tiles",
         num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        prefetch_factor: int | None = None,
     ) -> None:
         super().__init__()
         if root is None:
@@ -121,7 +135,14 @@ class HistologyDataModule(L.LightningDataModule):
         self.balanced = balanced
         self.seed = seed
         self.resize = resize
-        self.num_workers = _default_workers() if num_workers is None else num_workers
+        check_cache(cache)
+        self.cache = cache
+        self.cache_dir = Path(cache_dir)
+        self.per_tile = augment is not None and not isinstance(augment, KerasRandomAffine | v2.Identity)
+        _check_device_cache(cache, self.per_tile, num_workers)
+        self.num_workers = self._default_workers() if num_workers is None else num_workers
+        self.pin_memory = torch.cuda.is_available() and cache != "device" if pin_memory is None else pin_memory
+        self.prefetch_factor = prefetch_factor
         self.tiles: list[Tile] = []
         self.parts: dict[str, Part] = {}
         self.features: Mapping[str, torch.Tensor] | None = None
@@ -158,7 +179,6 @@ class HistologyDataModule(L.LightningDataModule):
         self.parts = self._split()
         check_no_overlap(self.tiles, self.parts)
         self._check_classes_in_parts()
-        self._datasets = {part: self._dataset(part) for part in PARTS}
 
     def write_split(self, file: Path) -> None:
         """Write the split as CSV, for `split_file` to take back.
@@ -237,7 +257,7 @@ class HistologyDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled, augmented training tiles, or the features of all their views."""
         if self.features is None:
-            tiles = AugmentedTiles(self._datasets["train"], self.augment or _unchanged, self.seed)
+            tiles = AugmentedTiles(self._dataset("train"), self.augment or _unchanged, self.seed)
         else:
             tiles = self._embedded("train", self.features)
         weights = self._weights(len(tiles)) if self.balanced else None
@@ -251,12 +271,24 @@ class HistologyDataModule(L.LightningDataModule):
         """Return the test tiles in a fixed order, never augmented."""
         return self._evaluation_loader("test")
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Draw the warps of a batch that is to be augmented as Keras does: `seed` becomes `warp`, (B, 2, 3)."""
+        if "seed" in batch and isinstance(self.augment, KerasRandomAffine):
+            batch["warp"] = self.augment.draw(batch.pop("seed").tolist(), self.image_size)
+        return batch
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Warp such a batch, each tile on its own, where it is."""
+        if "warp" in batch:
+            batch["image"] = warp(batch["image"], batch.pop("warp"))
+        return batch
+
     def _evaluation_loader(self, part: Part) -> DataLoader[Any]:
-        tiles = self._datasets[part] if self.features is None else self._embedded(part, self.features)
+        tiles = self._dataset(part) if self.features is None else self._embedded(part, self.features)
         return self._loader(tiles, SequentialShare(len(tiles), *self._place()))
 
     def _loader(
-        self, tiles: "AugmentedTiles | Subset[Sample] | EmbeddedTiles", sampler: Sampler[int]
+        self, tiles: "AugmentedTiles | CachedTiles | Subset[Sample] | EmbeddedTiles", sampler: Sampler[int]
     ) -> DataLoader[Any]:
         embedded = self.features is not None
         workers = 0 if embedded else self.num_workers
@@ -265,7 +297,8 @@ class HistologyDataModule(L.LightningDataModule):
             batch_size=len(tiles) if embedded else self.batch_size,
             sampler=sampler,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
+            prefetch_factor=self.prefetch_factor if workers else None,
             persistent_workers=workers > 0,
         )
 
@@ -353,10 +386,27 @@ class HistologyDataModule(L.LightningDataModule):
                     f"Received: {part} with {', '.join(classes) or 'no tiles'}"
                 )
 
-    def _dataset(self, part: Part) -> "Subset[Sample]":
+    def _dataset(self, part: Part) -> "Subset[Sample] | CachedTiles":
         """The part's tiles from all folders, classes mixed, so that a few batches hold both."""
-        places = {tile.path: index for index, tile in enumerate(self.tiles)}
-        return Subset(ConcatDataset(self._folders), [places[path] for path in self.paths(part)])
+        paths = self.paths(part)
+        number = {tile.path: index for index, tile in enumerate(self.tiles)}
+        places = [number[path] for path in paths]
+        if self.cache == "none":
+            return Subset(ConcatDataset(self._folders), places)
+        labels = [int(self._class_of[path] == self.positive_class) for path in paths]
+        return CachedTiles(self._pixels, places, labels, [str(self.root / path) for path in paths])
+
+    @cached_property
+    def _pixels(self) -> torch.Tensor | MappedTiles:
+        """All tiles, decoded."""
+        files = [self.root / tile.path for tile in self.tiles]
+        if self.cache == "disk":
+            return tiles_on_disk(files, self.image_size, self.resize, self.cache_dir)
+        device = self.trainer.strategy.root_device if self.trainer and self.cache == "device" else "cpu"
+        return tiles_on_device(files, self.image_size, self.resize, device)
+
+    def _default_workers(self) -> int:
+        return 0 if self.cache != "none" and not self.per_tile else min(MAX_WORKERS, usable_cores())
 
     def _counts(self, part: Part) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.parts[tile.path] == part]
@@ -377,5 +427,11 @@ def _value_in(path: str, expression: str) -> str:
     return (match.group(min(1, match.re.groups)) or "") if match else ""
 
 
-def _default_workers() -> int:
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+def _check_device_cache(cache: str, per_tile: bool, num_workers: int | None) -> None:
+    """Refuse what would draw tiles one by one from a device."""
+    if cache == "device" and (per_tile or num_workers):
+        raise UserError(
+            f"data.cache=device draws whole batches on the device. Expected augment=keras or augment=none, and "
+            f"data.num_workers=null or 0; data.cache=ram or disk take any. "
+            f"Received: {'another augmentation' if per_tile else f'data.num_workers={num_workers}'}"
+        )

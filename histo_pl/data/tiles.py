@@ -4,13 +4,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.datasets import ImageFolder
 
+from histo_pl.data.augment import KerasRandomAffine
+from histo_pl.data.cache import MappedTiles
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE, is_image, read_tile
 
@@ -26,11 +28,13 @@ class Sample(TypedDict):
         image: uint8 of shape (3, S, S), RGB in [0, 255].
         label: 1 for malignant, 0 for benign.
         path: The file, as the folder was named.
+        seed: Of an augmentation that is yet to come, of the whole batch at once.
     """
 
     image: Tensor
     label: int
     path: str
+    seed: NotRequired[int]
 
 
 class TileFolder(ImageFolder):
@@ -97,11 +101,39 @@ class TileFolder(ImageFolder):
         )
 
 
+class CachedTiles(Dataset[Sample]):
+    """Tiles that were decoded before.
+
+    Args:
+        pixels: Of all tiles, uint8 of shape (N, 3, S, S).
+        places: Which of them these are.
+        labels: 1 for malignant, 0 for benign, of each of these.
+        files: Each one's file, as the folder was named.
+    """
+
+    def __init__(
+        self, pixels: Tensor | MappedTiles, places: Sequence[int], labels: Sequence[int], files: Sequence[str]
+    ) -> None:
+        self.pixels = pixels
+        self.places = places
+        self.labels = labels
+        self.files = files
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one tile, its label and its path; the pixels are those of the cache, not to be written to."""
+        return Sample(image=self.pixels[self.places[index]], label=self.labels[index], path=self.files[index])
+
+
 class AugmentedTiles(Dataset[Sample]):
     """Tiles with an augmentation drawn afresh for every tile and epoch.
 
     The random numbers depend on seed, epoch and tile alone: neither the number of workers and devices nor a
-    stop and resume between epochs changes a pixel.
+    stop and resume between epochs changes a pixel. Keras's warp waits for the batch to be on its device
+    (`HistologyDataModule.on_after_batch_transfer`); the sample carries its seed there.
 
     Args:
         tiles: Samples without augmentation.
@@ -119,19 +151,23 @@ class AugmentedTiles(Dataset[Sample]):
         return len(self.tiles)  # pyright: ignore[reportArgumentType]
 
     def __getitem__(self, draw: int) -> Sample:
-        """Read and augment one tile.
+        """Read one tile, and augment it unless that comes later.
 
         Args:
             draw: epoch * len(self) + index, as `ShuffledSampler` counts.
 
         Returns:
-            The augmented sample.
+            The sample, augmented or with its seed.
 
         Raises:
             UserError: The transform changes shape or type.
         """
         sample = self.tiles[draw % len(self)]
-        sample["image"] = augmented(sample["image"], self.transform, stable_seed(self.seed, "augment", draw))
+        seed = stable_seed(self.seed, "augment", draw)
+        if isinstance(self.transform, KerasRandomAffine):
+            sample["seed"] = seed
+        else:
+            sample["image"] = augmented(sample["image"], self.transform, seed)
         return sample
 
 
@@ -151,7 +187,7 @@ def augmented(image: Tensor, transform: Transform, seed: int) -> Tensor:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        changed = transform(image)
+        changed = transform(image.clone())  # a transform in place would change the cache
     if changed.dtype != torch.uint8 or changed.shape != image.shape:
         raise UserError(
             f"The augmentation must give what it takes, uint8 of shape {tuple(image.shape)}. "

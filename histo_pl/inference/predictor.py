@@ -1,7 +1,9 @@
 """A trained model's opinion on image files."""
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from histo_pl.evaluation.labels import label_of
 from histo_pl.images import read_tile
 from histo_pl.inference.checkpoint import TrainedModel
 from histo_pl.models import to_probability
+from histo_pl.speed import usable_cores
+
+BATCHES_AHEAD = 1
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,22 @@ class Predictor:
         Yields:
             One prediction a file.
         """
-        for start in range(0, len(files), self.batch_size):
-            yield from self._predict_batch(files[start : start + self.batch_size])
+        for some, tiles in self._read_ahead(files):
+            yield from self._predict_batch(some, tiles)
 
-    def _predict_batch(self, files: Sequence[Path]) -> Iterator[Prediction]:
-        tiles = [self._read(file) for file in files]
+    def _read_ahead(self, files: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[Tensor | ImageError]]]:
+        """Read a batch while the network looks at the one before."""
+        reading: deque[tuple[Sequence[Path], list[Future[Tensor | ImageError]]]] = deque()
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for start in range(0, len(files), self.batch_size):
+                some = files[start : start + self.batch_size]
+                reading.append((some, [pool.submit(self._read, file) for file in some]))
+                if len(reading) > BATCHES_AHEAD:
+                    yield _finished(*reading.popleft())
+            while reading:
+                yield _finished(*reading.popleft())
+
+    def _predict_batch(self, files: Sequence[Path], tiles: Sequence[Tensor | ImageError]) -> Iterator[Prediction]:
         readable = [tile for tile in tiles if isinstance(tile, Tensor)]
         answers = iter(self.probabilities(torch.stack(readable)).tolist() if readable else ())
         for file, tile in zip(files, tiles, strict=True):
@@ -125,6 +141,12 @@ class Predictor:
 
     def _failure(self, file: Path, error: ImageError) -> Prediction:
         return Prediction(str(file), None, None, str(error), self.model.trained_on)
+
+
+def _finished(
+    files: Sequence[Path], tiles: Sequence[Future[Tensor | ImageError]]
+) -> tuple[Sequence[Path], list[Tensor | ImageError]]:
+    return files, [tile.result() for tile in tiles]
 
 
 def dihedral_views(images: Tensor) -> list[Tensor]:

@@ -10,6 +10,7 @@ from histo_pl.inference.checkpoint import TrainedModel, find_checkpoint, load_mo
 from histo_pl.inference.files import find_images
 from histo_pl.inference.predictor import Predictor
 from histo_pl.inference.table import check_format, format_table, write_table
+from histo_pl.speed import keep_freed_memory as keep_memory
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
 
@@ -22,6 +23,7 @@ def predict(
     batch_size: int = 32,
     preprocess: str | None = None,
     tta: bool = False,
+    keep_freed_memory: bool = True,
 ) -> int:
     """Print a table of predictions, and write it if asked.
 
@@ -34,6 +36,7 @@ def predict(
         preprocess: How pictures come to the network's size. None: as in its training; `opencv`: as in the
             notebook's prediction.
         tta: See `Predictor`.
+        keep_freed_memory: Whether the process keeps what it frees, see `speed.keep_freed_memory`.
 
     Returns:
         The exit status: 0, or 1 if any file has no answer.
@@ -41,6 +44,8 @@ def predict(
     Raises:
         UserError: An argument is missing or wrong, or a single file was asked for and has no answer.
     """
+    if keep_freed_memory:
+        keep_memory()
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
     if out is not None:
         check_format(Path(out))

@@ -1,0 +1,172 @@
+"""Tiles decoded once: kept in memory, in a file that all processes map into theirs, or on the device."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from histo_pl.errors import UserError
+from histo_pl.images import read_tile
+from histo_pl.speed import usable_cores
+
+log = logging.getLogger(__name__)
+
+CACHES = ("none", "ram", "disk", "device")
+CHUNK = 128  # tiles decoded at a time: 100 MB at 512 pixels
+
+
+def check_cache(cache: str) -> None:
+    """Refuse a cache of another name.
+
+    Args:
+        cache: What the user typed.
+
+    Raises:
+        UserError: It is none of `CACHES`.
+    """
+    if cache not in CACHES:
+        raise UserError(f"data.cache is unknown. Expected one of {', '.join(CACHES)}. Received: {cache}")
+
+
+class MappedTiles:
+    """A file of tiles, mapped into memory: the operating system reads it as needed, and all processes share the pages.
+
+    Args:
+        file: Bytes of N tiles of 3 x size x size.
+        size: Side of a tile in pixels.
+    """
+
+    def __init__(self, file: Path, size: int) -> None:
+        self.file = file
+        self.size = size
+        self._pixels = self._map()
+
+    def __getitem__(self, place: int) -> Tensor:
+        """Return a tile, uint8 of shape (3, size, size)."""
+        return self._pixels[place]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process by the file's name: its bytes are not copied."""
+        return MappedTiles, (self.file, self.size)
+
+    def _map(self) -> Tensor:
+        pixels = torch.from_file(str(self.file), shared=False, size=self.file.stat().st_size, dtype=torch.uint8)
+        return pixels.reshape(-1, 3, self.size, self.size)
+
+
+def tiles_on_device(files: Sequence[Path], size: int, resize: str, device: str | torch.device) -> Tensor:
+    """Decode tiles into a device's memory.
+
+    Args:
+        files: Image files.
+        size: Side of a tile in pixels.
+        resize: One of `images.RESIZES`.
+        device: Such as `cpu` or `cuda:0`.
+
+    Returns:
+        uint8 of shape (N, 3, size, size).
+
+    Raises:
+        UserError: They do not fit, or a file cannot be read.
+    """
+    needed = len(files) * 3 * size**2
+    if torch.device(device).type == "cpu" and needed > _memory():
+        raise _too_large(needed, f"{_memory() / 1e9:.1f} GB of memory are installed")
+    try:
+        pixels = torch.empty((len(files), 3, size, size), dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        raise _too_large(needed, f"not free on {device}") from error
+    for start, some in decode(files, size, resize):
+        pixels[start : start + len(some)] = some
+    return pixels
+
+
+def tiles_on_disk(files: Sequence[Path], size: int, resize: str, folder: Path) -> MappedTiles:
+    """Decode tiles into a file, once for all runs to come.
+
+    The file is named by each tile's path, size and time of change: where tiles changed, all are decoded again, and the
+    file that is out of date makes room. It is renamed into place when it is whole, so a run that was killed leaves none
+    that could be mistaken for it; of several processes one decodes, and the others wait.
+
+    Args:
+        files: Image files.
+        size: Side of a tile in pixels.
+        resize: One of `images.RESIZES`.
+        folder: Where the file lies; made if it is not there.
+
+    Returns:
+        The tiles.
+
+    Raises:
+        UserError: The disk is too small, the folder cannot be written, or a file cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = _hash([os.path.commonpath([file.parent.absolute() for file in files]), size, resize])
+    content = _hash([[str(file.absolute()), (facts := file.stat()).st_size, facts.st_mtime_ns] for file in files])
+    kept = folder / f"{place}-{content}.tiles"
+    with FileLock(folder / f"{place}.lock"):
+        if not kept.exists():
+            for outdated in folder.glob(f"{place}-*"):
+                outdated.unlink()
+            _write(kept, files, size, resize)
+    return MappedTiles(kept, size)
+
+
+def decode(files: Sequence[Path], size: int, resize: str) -> Iterator[tuple[int, Tensor]]:
+    """Decode tiles on all cores, some at a time.
+
+    Args:
+        files: Image files.
+        size: Side of a tile in pixels.
+        resize: One of `images.RESIZES`.
+
+    Yields:
+        The place of the first, and uint8 of shape (up to `CHUNK`, 3, size, size).
+    """
+    with ThreadPoolExecutor(usable_cores()) as pool, tqdm(total=len(files), desc="Decoding", disable=None) as bar:
+        for start in range(0, len(files), CHUNK):
+            some = files[start : start + CHUNK]
+            yield start, torch.stack(list(pool.map(lambda file: read_tile(file, size, resize), some)))
+            bar.update(len(some))
+
+
+def _write(kept: Path, files: Sequence[Path], size: int, resize: str) -> None:
+    needed, free = len(files) * 3 * size**2, shutil.disk_usage(kept.parent).free
+    if needed > free:
+        raise _too_large(needed, f"{free / 1e9:.1f} GB are free in {kept.parent}")
+    unfinished = kept.with_suffix(".part")
+    with unfinished.open("wb") as stream:
+        for _, some in decode(files, size, resize):
+            stream.write(some.numpy().data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(kept)
+    log.info("Tiles: %d decoded into %s (%.1f GB), for all runs to come.", len(files), kept, needed / 1e9)
+
+
+def _hash(facts: Any) -> str:  # noqa: ANN401
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _memory() -> float:
+    """Bytes of memory installed, where the system says it."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _too_large(needed: int, there: str) -> UserError:
+    return UserError(
+        f"The decoded tiles do not fit. Expected room for {needed / 1e9:.1f} GB. Take data.cache=disk with "
+        f"data.cache_dir on a larger disk, data.cache=none, or a smaller data.image_size. Received: {there}"
+    )

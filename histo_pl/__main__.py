@@ -38,6 +38,16 @@ Altered copies need OpenCV: pip install -e '.[audit]'. The copies go to groups.c
 that the next split keeps them together."""
 
 
+BENCHMARK = """\
+Measure this machine: reading tiles with each cache, a training step and its share of what the device can do, whole
+epochs, prediction, and the time to start. It draws its own tiles and leaves nothing behind.
+
+  python -m histo_pl benchmark
+  python -m histo_pl benchmark --image-size 224 --batch-size 32
+
+docs/benchmarks.md explains the tables, and has those against Keras on TensorFlow."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command.
 
@@ -62,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_audit(commands)
+    _add_benchmark(commands)
     _add_convert(commands)
     _add_summarize(commands)
     return parser
@@ -88,6 +99,26 @@ def _audit(**options: Any) -> str:  # noqa: ANN401
     from histo_pl.audit import audit
 
     return audit(**options)
+
+
+def _add_benchmark(commands: Any) -> None:  # noqa: ANN401
+    parser = commands.add_parser(
+        "benchmark",
+        help="measure how fast this machine reads, trains and predicts",
+        description=BENCHMARK,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--image-size", type=int, default=512, metavar="PIXELS", help="side of a tile (default: 512)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="TILES", help="tiles a batch (default: 8)")
+    parser.add_argument("--tiles", type=int, default=500, metavar="N", help="tiles to train on (default: 500)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each is measured (default: 5)")
+    parser.set_defaults(run=_benchmark)
+
+
+def _benchmark(**options: Any) -> str:  # noqa: ANN401
+    from histo_pl.benchmark import benchmark
+
+    return benchmark(**options)
 
 
 def _add_summarize(commands: Any) -> None:  # noqa: ANN401

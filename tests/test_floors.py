@@ -26,6 +26,7 @@ FORBIDDEN = {
     "embeddings.py": ("hydra", "omegaconf", "lightning", "histo_pl.models", "histo_pl.training", "histo_pl.inference"),
     "keras_io.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.inference"),
     "convert.py": ("hydra", "omegaconf", "lightning", "torchvision", "histo_pl.data", "histo_pl.training"),
+    "benchmark": ("hydra", "omegaconf", "histo_pl.training"),
     "__main__.py": ("hydra", "omegaconf", "lightning", "torch", "histo_pl.data", "histo_pl.models"),
     "command_line.py": ("hydra", "omegaconf", "torch", "histo_pl.data", "histo_pl.models"),
 }

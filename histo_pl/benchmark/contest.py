@@ -1,0 +1,96 @@
+"""Processes that wait to be asked, asked in turns, so that a machine whose speed drifts is fair to all."""
+
+import json
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from histo_pl.errors import UserError
+
+
+class Contender:
+    """A process that takes a task a line, as JSON, and answers with its figures on a line.
+
+    Args:
+        command: What starts it.
+        **options: For `subprocess.Popen`.
+    """
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:  # noqa: ANN401
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the process)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._said}
+        self._process: Any = subprocess.Popen(command, text=True, bufsize=1, **pipes, **options)
+
+    def __enter__(self) -> Self:
+        """Return the running contender."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+        self._said.close()
+
+    def ask(self, task: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Have a task done.
+
+        Args:
+            task: Its name.
+            **options: Plain values.
+
+        Returns:
+            The figures.
+
+        Raises:
+            UserError: The process ended instead.
+        """
+        print(json.dumps({"task": task} | options), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._said.seek(0)
+            raise UserError(
+                f"A process of the benchmark ended before it answered ({task}). Received: {self._said.read()[-2000:]}"
+            )
+        return json.loads(answer)
+
+
+def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Measure each contender once a round, after one round that does not count.
+
+    Args:
+        contenders: What measures, by name.
+        rounds: How often.
+
+    Returns:
+        Every figure by the contender's name, in order.
+    """
+    for measure in contenders.values():
+        measure()
+    results: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, measure in contenders.items():
+            results[name].append(measure())
+    return results
+
+
+def table(title: str, unit: str, results: Mapping[str, Sequence[float]]) -> str:
+    """Lay out figures, with each contender's ratio to the first one.
+
+    Args:
+        title: What was measured.
+        unit: Of the figures.
+        results: As `alternate` returns them.
+
+    Returns:
+        Lines of Markdown: median, least and greatest figure, and the median of the rounds' ratios.
+    """
+    first = next(iter(results.values()))
+    lines = [f"| {title} | {unit}: median (range) | ratio |", "|---|---|---|"]
+    for name, values in results.items():
+        ratio = statistics.median(value / base for value, base in zip(values, first, strict=True))
+        spread = f"{min(values):.4g} to {max(values):.4g}"
+        lines.append(f"| {name} | {statistics.median(values):.4g} ({spread}) | {ratio:.2f} |")
+    return "\n".join(lines)

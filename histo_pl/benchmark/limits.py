@@ -1,0 +1,82 @@
+"""What a device does at most, and what a training step asks of it."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from histo_pl.models import build_network
+
+SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices that are multiplied
+COPIED = {"cuda": 2**31, "cpu": 2**28}  # bytes
+REPETITIONS = 10
+OPTIMIZER_TRAFFIC = 28  # bytes a weight: Adam reads it, its gradient and two means, and writes all but the gradient
+PASSES = 5  # over a layer's output: written, read forward and backward; its gradient written and read
+
+
+def limits(device: str, *, mixed: bool) -> dict[str, float]:
+    """Measure a device.
+
+    Args:
+        device: `cpu` or `cuda`.
+        mixed: Whether products are of bfloat16, otherwise of float32.
+
+    Returns:
+        `flops`, additions and multiplications a second in a product of square matrices, and `bandwidth`, bytes a second
+        read and written by a copy; the best of ten.
+    """
+    side = SIDE[device]
+    left = torch.randn(side, side, device=device, dtype=torch.bfloat16 if mixed else torch.float32)
+    block = torch.zeros(COPIED[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(block)
+    return {
+        "flops": 2 * side**3 / _least_seconds(lambda: left @ left),
+        "bandwidth": 2 * block.numel() / _least_seconds(lambda: target.copy_(block)),
+    }
+
+
+def work_of(spec: Mapping[str, Any], batch_size: int, *, mixed: bool) -> dict[str, float]:
+    """Count what a training step cannot do without.
+
+    Args:
+        spec: What `build_network` takes, with the image's size.
+        batch_size: Tiles a step.
+        mixed: Whether what lies between the layers is bfloat16, otherwise float32.
+
+    Returns:
+        `step_flops`, of all convolutions and matrix products, forward and backward, as PyTorch's `FlopCounterMode`
+        counts them, and `step_bytes`: `OPTIMIZER_TRAFFIC` of each weight, and each weight and each layer's output
+        `PASSES` times. What a cache saves of it is not counted, nor what conversions add.
+    """
+    elements: list[int] = []
+    images = torch.zeros((batch_size, 3, spec["image_size"], spec["image_size"]), dtype=torch.uint8, device="meta")
+    with torch.device("meta"):
+        network = build_network(spec)
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda _module, _inputs, output: elements.append(output.numel()))
+    with FlopCounterMode(display=False) as counter:
+        network(images).sum().backward()
+    weights = sum(weight.numel() for weight in network.parameters())
+    return {
+        "step_flops": counter.get_total_flops(),
+        "step_bytes": OPTIMIZER_TRAFFIC * weights + PASSES * (2 if mixed else 4) * (weights + sum(elements)),
+    }
+
+
+def _least_seconds(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(REPETITIONS + 1):
+        _wait()
+        started = time.perf_counter()
+        work()
+        _wait()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,198 @@
+"""What `python -m histo_pl benchmark` does."""
+
+import io
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from histo_pl.benchmark.contest import Contender, alternate, table
+from histo_pl.data.tissue import Stain, draw_tile
+from histo_pl.errors import UserError
+from histo_pl.images import RESIZE
+from histo_pl.inference import TrainedModel, save_model
+from histo_pl.models import build_network
+from histo_pl.speed import usable_cores
+
+REPOSITORY = Path(__file__).parents[2]
+DRAWN = 16  # different tiles; the others are copies of them
+CLASSES = ("benign", "malignant")
+QUALITY = 90  # of the JPEGs
+SMALL = 224  # pixels, of the image whose prediction is timed from the start of Python
+PREDICTIONS = {"bare loop over tiles in memory": "bare", "folder of files": "folder"}
+
+
+def benchmark(image_size: int = 512, batch_size: int = 8, tiles: int = 500, rounds: int = 5) -> str:
+    """Measure input, training, prediction and start on this machine, on drawn tiles in a folder that is removed again.
+
+    Args:
+        image_size: Side of tiles and network in pixels.
+        batch_size: Tiles a batch.
+        tiles: Number of them, at least 20.
+        rounds: How often each is measured, in turns.
+
+    Returns:
+        Tables in Markdown.
+
+    Raises:
+        UserError: A number is too small, or a process ended.
+    """
+    if min(image_size - 21, batch_size, tiles - 19, rounds) < 1:
+        raise UserError(
+            f"The benchmark is too small. Expected an image size of at least 22, 20 tiles, a batch and a round. "
+            f"Received: {image_size=} {batch_size=} {tiles=} {rounds=}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        draw_tiles(Path(folder, "tiles"), image_size, tiles)
+        setting = {"root": f"{folder}/tiles", "cache_dir": f"{folder}/cache"}
+        setting |= {"image_size": image_size, "batch_size": batch_size}
+        batches = max(1, min(tiles // 2, 64) // batch_size)
+        measures = (
+            lambda: _input(setting, batches, rounds),
+            lambda: _step(setting, rounds),
+            lambda: _epoch(setting, rounds),
+            lambda: _prediction(setting, rounds),
+            lambda: _start(Path(folder), rounds),
+        )
+        return "\n\n".join([describe_machine(), *(measure() for measure in measures)])
+
+
+def draw_tiles(root: Path, size: int, tiles: int, tests: int = 16) -> None:
+    """Draw JPEGs as `root/train/<class>` and `root/test/<class>`; they are synthetic.
+
+    Args:
+        root: The folder to make.
+        size: Side of a tile in pixels.
+        tiles: Number of those in train.
+        tests: Number of those in test.
+    """
+    drawn = [_jpeg(number, size) for number in range(DRAWN)]
+    for part, count in (("train", tiles), ("test", tests)):
+        for number in range(count):
+            folder = root / part / CLASSES[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number:05}.jpg").write_bytes(drawn[number % DRAWN])
+
+
+def describe_machine() -> str:
+    """Name what the figures hold for: the day, the processor or GPU, and PyTorch's version."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    processor = f"{usable_cores()} cores of {name} ({torch.backends.cpu.get_cpu_capability()})"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{time.strftime('%Y-%m-%d')}, {processor}{gpu}, PyTorch {torch.__version__}"
+
+
+def contender(setting: dict[str, Any], **changes: Any) -> Contender:  # noqa: ANN401
+    """Start a process that does `tasks.Tasks`.
+
+    Args:
+        setting: Arguments of `Tasks`.
+        **changes: Others of them.
+    """
+    return Contender([sys.executable, "-m", "histo_pl.benchmark.tasks", json.dumps(setting | changes)])
+
+
+def figure(asked: Contender, task: str, name: str = "seconds", **options: Any) -> Callable[[], float]:  # noqa: ANN401
+    """Make what asks a contender for one figure.
+
+    Args:
+        asked: The contender.
+        task: The task.
+        name: Which of its figures; `seconds` are given as milliseconds.
+        **options: Of the task.
+    """
+    scale = 1000 if name == "seconds" else 1
+    return lambda: scale * asked.ask(task, **options)[name]
+
+
+def _input(setting: dict[str, Any], batches: int, rounds: int) -> str:
+    caches = ("none", "ram", "disk", *(["device"] if torch.cuda.is_available() else []))
+    with ExitStack() as running:
+        asked = {cache: running.enter_context(contender(setting, cache=cache)) for cache in caches}
+        measures = {f"cache={cache}": figure(one, "input", batches=batches) for cache, one in asked.items()}
+        return table("input, augment=keras, one process", "ms a tile", alternate(measures, rounds))
+
+
+def _step(setting: dict[str, Any], rounds: int) -> str:
+    with ExitStack() as running:
+        plain = running.enter_context(contender(setting, fast=False))
+        single = running.enter_context(contender(setting, precision="32-true"))
+        fast = running.enter_context(contender(setting))
+        measures = {
+            "as PyTorch comes": figure(plain, "step", steps=2),
+            "freed memory kept": figure(single, "step", steps=2),
+            "as experiment=fast_*": figure(fast, "step", steps=2),
+        }
+        found = table("training step", "ms a tile", alternate(measures, rounds))
+        return f"{found}\n\n{_share_of_limits(fast, setting['batch_size'])}"
+
+
+def _share_of_limits(fast: Contender, batch_size: int) -> str:
+    work = fast.ask("limits")
+    arithmetic, traffic = work["step_flops"] / work["flops"], work["step_bytes"] / work["bandwidth"]
+    seconds = batch_size * fast.ask("step", steps=4)["seconds"]
+    return (
+        f"A step takes {work['step_flops'] / 1e9:.0f} billion operations and {work['step_bytes'] / 1e9:.2f} GB; this "
+        f"device does {work['flops'] / 1e9:.0f} billion a second and moves {work['bandwidth'] / 1e9:.0f} GB a second. "
+        f"So no step is shorter than {1000 * max(arithmetic, traffic):.1f} ms, which is "
+        f"{max(arithmetic, traffic) / seconds:.0%} of the {1000 * seconds:.1f} ms of the fast one "
+        f"(peak memory {work['VmHWM']:.1f} GB)."
+    )
+
+
+def _epoch(setting: dict[str, Any], rounds: int) -> str:
+    caches = ("none", "device" if torch.cuda.is_available() else "disk")
+    with ExitStack() as running:
+        asked = {cache: running.enter_context(contender(setting, cache=cache)) for cache in caches}
+        measures = {f"cache={cache}": figure(one, "epoch") for cache, one in asked.items()}
+        return table("training epoch", "ms a tile", alternate(measures, min(rounds, 3)))
+
+
+def _prediction(setting: dict[str, Any], rounds: int) -> str:
+    with contender(setting) as asked:
+        shares = [asked.ask("predict") for _ in range(rounds + 1)][1:]
+    results = {name: [1000 * share[key] for share in shares] for name, key in PREDICTIONS.items()}
+    return table("prediction", "ms a tile", results)
+
+
+def _start(folder: Path, rounds: int) -> str:
+    program = REPOSITORY / "predict.py"
+    if not program.exists():
+        return f"Start: not measured, as there is no {program}."
+    spec = {"name": "keras_cnn", "image_size": SMALL}
+    facts = {"name": "benchmark", "synthetic": True, "negative_class": "benign", "positive_class": "malignant"}
+    model = TrainedModel(build_network(spec), spec, SMALL, RESIZE, threshold=0.5, temperature=1.0, data=facts)
+    save_model(model, folder / "model.ckpt")
+    (folder / "tile.jpg").write_bytes(_jpeg(0, SMALL))
+    one = [str(program), f"ckpt={folder}/model.ckpt", f"img={folder}/tile.jpg"]
+    measures = {'python -c "import torch"': _seconds("-c", "import torch"), "predict.py, one image": _seconds(*one)}
+    return table(f"start, KerasCNN at {SMALL} pixels", "seconds", alternate(measures, rounds))
+
+
+def _seconds(*arguments: str) -> Callable[[], float]:
+    def run() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    return run
+
+
+def _jpeg(number: int, size: int) -> bytes:
+    rng = np.random.default_rng(number)
+    pixels = draw_tile(rng, Stain.draw(rng), malignant=number % 2 == 1, size=size)
+    stream = io.BytesIO()
+    Image.fromarray(pixels[:size, :size]).save(stream, "JPEG", quality=QUALITY)
+    return stream.getvalue()

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -23,7 +24,7 @@ warnings.filterwarnings("ignore")
 class Tasks:
     """As `histo_pl.benchmark.tasks.Tasks`."""
 
-    def __init__(self, root, cache_dir, image_size, batch_size, **_):
+    def __init__(self, root: str, image_size: int, batch_size: int, **_: object) -> None:
         self.size, self.batch_size = image_size, batch_size
         generator = ImageDataGenerator(
             rescale=1 / 255,
@@ -45,26 +46,26 @@ class Tasks:
         self.images = tf.constant(rng.random((batch_size, image_size, image_size, 3), dtype="float32"))
         self.labels = tf.constant(rng.integers(0, 2, batch_size).astype("float32"))
 
-    def input(self, batches):
+    def input(self, batches: int) -> dict[str, float]:
         """Read and augment batches."""
         return self.timed(lambda: [next(self.tiles) for _ in range(batches)], batches)
 
-    def step(self, steps):
+    def step(self, steps: int) -> dict[str, float]:
         """Train on one batch over and over."""
         return self.timed(lambda: [self.model.train_on_batch(self.images, self.labels) for _ in range(steps)], steps)
 
-    def epoch(self):
+    def epoch(self) -> dict[str, float]:
         """Train an epoch."""
         return self.timed(lambda: self.model.fit(self.tiles, epochs=1, verbose=0), self.tiles.n / self.batch_size)
 
-    def timed(self, work, batches):
+    def timed(self, work: Callable[[], object], batches: float) -> dict[str, float]:
         """Seconds a tile."""
         started = time.perf_counter()
         work()
         return {"seconds": (time.perf_counter() - started) / batches / self.batch_size}
 
 
-def build(size):
+def build(size: int) -> keras.Model:
     """Build the notebook's network, compiled as it compiles it."""
     model = keras.Sequential(
         [
@@ -87,11 +88,8 @@ def build(size):
 if __name__ == "__main__":
     answers, sys.stdout = sys.stdout, sys.stderr
     tasks = Tasks(**json.loads(sys.argv[1]))
+    versions = {"versions": f"Keras {keras.__version__}, TensorFlow {tf.__version__}"}
     for line in sys.stdin:
         request = json.loads(line)
         figures = getattr(tasks, request.pop("task"))(**request)
-        print(
-            json.dumps(figures | {"versions": f"Keras {keras.__version__}, TensorFlow {tf.__version__}"}),
-            file=answers,
-            flush=True,
-        )
+        print(json.dumps(figures | versions), file=answers, flush=True)

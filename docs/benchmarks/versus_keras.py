@@ -15,7 +15,11 @@ from histo_pl.benchmark.contest import Contender, alternate, table
 from histo_pl.benchmark.run import contender, describe_machine, draw_tiles, figure
 
 PEER = Path(__file__).with_name("keras_peer.py")
-INPUTS = {"here, cache=none": "none", "here, cache=ram": "ram", "here, cache=disk": "disk"}
+KERAS = "Keras on TensorFlow"
+STEP, INPUT, EPOCH = "training step", "input with the notebook's augmentation", "training epoch, input included"
+
+Setting = dict[str, str | int]
+Figures = dict[str, list[float]]
 
 
 def main() -> None:
@@ -37,47 +41,36 @@ def main() -> None:
         draw(results, options.plot)
 
 
-def measure(setting: dict, keras: str, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Run the three contests, print each one's table, and return milliseconds a tile by contest and contender."""
-    results = {}
+def measure(setting: Setting, keras: str, rounds: int) -> dict[str, Figures]:
+    """Hold the three contests, print each one's table, and return milliseconds a tile by contest and contender."""
     with ExitStack() as running:
-        peer = running.enter_context(Contender([keras, str(PEER), json.dumps(setting)]))
-        versions = peer.ask("step", steps=1)["versions"]
-        print(f"{describe_machine()}, {versions}", flush=True)
-
-        def contest(title: str, measures: dict, turns: int) -> None:
-            results[title] = alternate(
-                {"Keras on TensorFlow": figure(peer, *task[title][0], **task[title][1])} | measures, turns
-            )
-            print("\n" + table(title, "ms a tile", results[title]), flush=True)
-
-        task = {
-            "training step": (["step"], {"steps": 2}),
-            "input with the notebook's augmentation": (["input"], {"batches": 4}),
-            "training epoch, input included": (["epoch"], {}),
+        start = running.enter_context
+        peer = start(Contender([keras, str(PEER), json.dumps(setting)]))
+        single = start(contender(setting, precision="32-true"))
+        ours = {cache: start(contender(setting, cache=cache)) for cache in ("none", "ram", "disk")}
+        print(f"{describe_machine()}, {peer.ask('step', steps=1)['versions']}", flush=True)
+        step = {"here, float32": single, "here, fast_cpu": ours["disk"]}
+        caches = {f"here, cache={cache}": one for cache, one in ours.items()}
+        fast = {"here, fast_cpu": ours["disk"]}
+        return {
+            STEP: contest(STEP, rounds, {KERAS: peer} | step, "step", steps=2),
+            INPUT: contest(INPUT, rounds, {KERAS: peer} | caches, "input", batches=4),
+            EPOCH: contest(EPOCH, max(1, rounds - 2), {KERAS: peer} | fast, "epoch"),
         }
-        single = running.enter_context(contender(setting, precision="32-true", cache="disk"))
-        fast = running.enter_context(contender(setting, cache="disk"))
-        contest(
-            "training step",
-            {"here, float32": figure(single, "step", steps=2), "here, fast_cpu": figure(fast, "step", steps=2)},
-            rounds,
-        )
-        asked = {name: running.enter_context(contender(setting, cache=cache)) for name, cache in INPUTS.items()}
-        contest(
-            "input with the notebook's augmentation",
-            {name: figure(one, "input", batches=4) for name, one in asked.items()},
-            rounds,
-        )
-        contest("training epoch, input included", {"here, fast_cpu": figure(fast, "epoch")}, max(1, rounds - 2))
-    return results
 
 
-def draw(results: dict[str, dict[str, list[float]]], file: Path) -> None:
+def contest(title: str, rounds: int, contenders: dict[str, Contender], task: str, **options: int) -> Figures:
+    """Have all contenders do a task in turns, and print the table."""
+    found = alternate({name: figure(one, task, **options) for name, one in contenders.items()}, rounds)
+    print(f"\n{table(title, 'ms a tile', found)}", flush=True)
+    return found
+
+
+def draw(results: dict[str, Figures], file: Path) -> None:
     """Draw each contender's time as a share of Keras's."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(12, 2.6), layout="constrained")
+    drawing, axes = plt.subplots(1, len(results), figsize=(12, 2.6), layout="constrained")
     for axis, (title, contenders) in zip(axes, results.items(), strict=True):
         base = statistics.median(next(iter(contenders.values())))
         shares = [statistics.median(values) / base for values in contenders.values()]
@@ -86,7 +79,7 @@ def draw(results: dict[str, dict[str, list[float]]], file: Path) -> None:
         axis.set(title=title, xlim=(0, 1.2), xlabel="time, Keras on TensorFlow = 1")
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=120)
+    drawing.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":

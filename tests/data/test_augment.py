@@ -136,3 +136,22 @@ def test_the_configuration_is_the_notebooks() -> None:
     assert {key: value for key, value in vars(transform).items() if key[0] != "_"} == {
         key: value for key, value in vars(peer).items() if key[0] != "_"
     }
+
+
+def test_a_tile_of_a_batch_is_warped_by_its_own_seed() -> None:
+    transform = KerasRandomAffine(**NOTEBOOK)
+    seeds = [5, 2**62, 7]
+    together = transform.draw(seeds, 32)
+    assert torch.equal(together, torch.cat([transform.draw([seed], 32) for seed in seeds]))
+    assert not torch.equal(together[0], together[2])
+
+
+def test_seeded_warps_are_spread_as_the_others() -> None:
+    matrices = KerasRandomAffine(**NOTEBOOK).draw(range(4000), 64).double()
+    flipped = torch.linalg.det(matrices[:, :, :2]) < 0
+    assert flipped.double().mean() == pytest.approx(0.5, abs=0.03)
+    angles = torch.rad2deg(torch.atan2(-matrices[:, 0, 1], matrices[:, 1, 1]))
+    assert 17 < angles.max() < 31 and angles.mean() == pytest.approx(0, abs=0.6)  # zooms of 0.8 and 1.2 stretch 20
+    zooms = matrices[:, :, 0].norm(dim=1)
+    assert zooms.min() >= 0.8 - 1e-6 and zooms.max() <= 1.2 + 1e-6
+    assert zooms.mean() == pytest.approx(1, abs=0.01)

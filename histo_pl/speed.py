@@ -32,16 +32,20 @@ def keep_freed_memory() -> bool:
     return all(libc.mallopt(parameter, value) for parameter, value in _KEEP.items())
 
 
-def fast_precision() -> str:
+def fast_precision(accelerator: str = "auto") -> str:
     """Choose the mixed precision that this machine computes faster than float32.
+
+    Args:
+        accelerator: Lightning's name of the device: cpu, or another for a GPU if there is one.
 
     Returns:
         Lightning's name: bf16-mixed where a GPU, or else the processor (AMX, AVX512-BF16), multiplies bfloat16;
         16-mixed on an older GPU; 32-true on other processors, where bfloat16 would take several times as long.
     """
-    if torch.cuda.is_available():
+    on_gpu = accelerator != "cpu"
+    if on_gpu and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    if torch.backends.mps.is_available() or multiplies_bfloat16():
+    if (on_gpu and torch.backends.mps.is_available()) or multiplies_bfloat16():
         return "bf16-mixed"
     return "32-true"
 

@@ -73,6 +73,7 @@ NUMBERS: dict[str, tuple[Any, int]] = {
     "data.image_size": (int, 1),
     "data.batch_size": (int, 1),
     "data.num_workers": (int, 0),
+    "data.prefetch_factor": (int, 1),
     "data.val_fraction": (int | float, 0),
     "data.test_fraction": (int | float, 0),
     "data.folds": (int, 2),
@@ -226,6 +227,10 @@ def _embed(
             f"Only what a frozen encoder makes of the tiles can be kept. Expected a pretrained model such as "
             f"model=efficientnet_lite0, and model.trainable=head. "
             f"Received: model={config.model.name} model.trainable={config.model.get('trainable', ALL)}"
+        )
+    if data.cache != "none":
+        raise UserError(
+            f"Embeddings are kept instead of decoded tiles. Expected data.cache=none. Received: data.cache={data.cache}"
         )
     if trainer.world_size > 1:
         raise UserError(

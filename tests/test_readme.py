@@ -119,6 +119,12 @@ def test_convert_commands(trained: Path, tmp_path: Path) -> None:
     assert predict(str(tmp_path / there[2]), str(draw_image(tmp_path / "tile.png"))) == 0
 
 
+def test_benchmark_command() -> None:
+    """It takes minutes: test_benchmark runs a small one. Here, that the README spells it rightly."""
+    (command,) = (c for c in COMMANDS if c.startswith("python -m histo_pl benchmark"))
+    assert shlex.split(command, comments=True)[3:] == ["benchmark"]
+
+
 def test_every_command_is_of_a_kind_that_is_tested() -> None:
     set_up = [line for line in LINES if line.startswith("pip install -e")]
     assert set_up == [
@@ -130,6 +136,7 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
         "python predict.py",
         "python evaluate.py",
         "python -m histo_pl audit",
+        "python -m histo_pl benchmark",
         "python -m histo_pl convert",
         "python -m histo_pl summarize",
         "python -m venv",

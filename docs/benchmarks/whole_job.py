@@ -16,7 +16,7 @@ import torch
 from histo_pl.benchmark.run import REPOSITORY, contender, describe_machine, draw_tiles
 
 FAST = ("experiment=fast_gpu",) if torch.cuda.is_available() else ("experiment=fast_cpu", "data.cache=device")
-PLAIN = ("augment=torchvision", "data.cache=none")
+PLAIN = ("trainer=amp", "augment=torchvision", "data.cache=none")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from histo_pl.errors import UserError
@@ -29,7 +30,8 @@ class Contender:
 
     def __exit__(self, *_: object) -> None:
         """End the process."""
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
         self._said.close()
@@ -47,7 +49,8 @@ class Contender:
         Raises:
             UserError: The process ended instead.
         """
-        print(json.dumps({"task": task} | options), file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended, and so has its output
+            print(json.dumps({"task": task} | options), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
             self._said.seek(0)

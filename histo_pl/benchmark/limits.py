@@ -12,8 +12,9 @@ from histo_pl.models import build_network
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices that are multiplied
 COPIED = {"cuda": 2**31, "cpu": 2**28}  # bytes
 REPETITIONS = 10
-OPTIMIZER_TRAFFIC = 28  # bytes a weight: Adam reads it, its gradient and two means, and writes all but the gradient
-PASSES = 5  # over a layer's output: written, read forward and backward; its gradient written and read
+WEIGHT_TRAFFIC = 28  # bytes: Adam reads a weight, its gradient and two means, and writes all but the gradient
+WEIGHT_PASSES = 3  # beside that: read forward and backward, its gradient written
+OUTPUT_PASSES = 5  # over a layer's output: written, read forward and backward; its gradient written and read
 
 
 def limits(device: str, *, mixed: bool) -> dict[str, float]:
@@ -47,8 +48,8 @@ def work_of(spec: Mapping[str, Any], batch_size: int, *, mixed: bool) -> dict[st
 
     Returns:
         `step_flops`, of all convolutions and matrix products, forward and backward, as PyTorch's `FlopCounterMode`
-        counts them, and `step_bytes`: `OPTIMIZER_TRAFFIC` of each weight, and each weight and each layer's output
-        `PASSES` times. What a cache saves of it is not counted, nor what conversions add.
+        counts them, and `step_bytes`: what the constants above say of each weight and each layer's output. What a cache
+        or a fused layer saves of it is not counted, nor what conversions add.
     """
     elements: list[int] = []
     images = torch.zeros((batch_size, 3, spec["image_size"], spec["image_size"]), dtype=torch.uint8, device="meta")
@@ -59,10 +60,11 @@ def work_of(spec: Mapping[str, Any], batch_size: int, *, mixed: bool) -> dict[st
             module.register_forward_hook(lambda _module, _inputs, output: elements.append(output.numel()))
     with FlopCounterMode(display=False) as counter:
         network(images).sum().backward()
+    width = 2 if mixed else 4
     weights = sum(weight.numel() for weight in network.parameters())
     return {
         "step_flops": counter.get_total_flops(),
-        "step_bytes": OPTIMIZER_TRAFFIC * weights + PASSES * (2 if mixed else 4) * (weights + sum(elements)),
+        "step_bytes": (WEIGHT_TRAFFIC + WEIGHT_PASSES * width) * weights + OUTPUT_PASSES * width * sum(elements),
     }
 
 

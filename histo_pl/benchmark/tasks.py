@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from histo_pl.models.optimizers import adam
 from histo_pl.speed import fast_precision, keep_freed_memory
 
 NOTEBOOK = {"rotation_range": 20, "shear_range": 0.2, "zoom_range": 0.2, "horizontal_flip": True}
-FACTS = {"name": "benchmark", "synthetic": True, "negative_class": "benign", "positive_class": "malignant"}
 
 
 class Tasks:
@@ -58,6 +57,7 @@ class Tasks:
         self.precision: Any = (precision or fast_precision()) if fast else "32-true"
         if fast:
             keep_freed_memory()
+        if fast and self.device == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True
         self.data = HistologyDataModule(
@@ -105,7 +105,7 @@ class Tasks:
     def limits(self) -> dict[str, float]:
         """Measure what the device does at most, and count what a step takes of it."""
         mixed = self.precision != "32-true"
-        return limits(self.device, mixed=mixed) | work_of(self._spec, self.batch_size, mixed=mixed)
+        return limits(self.device, mixed=mixed) | work_of(_spec(self.image_size), self.batch_size, mixed=mixed)
 
     def _timed(self, work: Callable[[], object], batches: float) -> dict[str, float]:
         self._wait()
@@ -137,20 +137,16 @@ class Tasks:
     def _classifier(self) -> TileClassifier:
         torch.manual_seed(0)
         classifier = TileClassifier(
-            network=self._spec,
+            network=_spec(self.image_size),
             image_size=self.image_size,
             classes=["benign", "malignant"],
             data={},
             resize=RESIZE,
             optimizer=adam,
         )
-        if self.precision != "32-true":
+        if self.fast:
             classifier.network.to(memory_format=torch.channels_last)
         return classifier
-
-    @property
-    def _spec(self) -> Mapping[str, Any]:
-        return {"name": "keras_cnn", "image_size": self.image_size}
 
     @cached_property
     def _step(self) -> Callable[[], None]:
@@ -172,16 +168,7 @@ class Tasks:
 
     @cached_property
     def _predictor(self) -> Predictor:
-        model = TrainedModel(
-            network=build_network(self._spec).eval(),
-            spec=dict(self._spec),
-            image_size=self.image_size,
-            resize=RESIZE,
-            threshold=0.5,
-            temperature=1.0,
-            data=FACTS,
-        )
-        return Predictor(model, batch_size=self.batch_size)
+        return Predictor(untrained_model(self.image_size), batch_size=self.batch_size)
 
     @cached_property
     def _read(self) -> list[Tensor]:
@@ -189,12 +176,29 @@ class Tasks:
         return [torch.stack(tiles[at : at + self.batch_size]) for at in range(0, len(tiles), self.batch_size)]
 
 
+def untrained_model(image_size: int) -> TrainedModel:
+    """Make the notebook's network as a checkpoint would give it, with its first weights.
+
+    Args:
+        image_size: Side of its input in pixels.
+    """
+    spec = _spec(image_size)
+    network = build_network(spec).eval().requires_grad_(False)
+    facts = {"name": "benchmark", "synthetic": True, "negative_class": "benign", "positive_class": "malignant"}
+    return TrainedModel(network, spec, image_size, RESIZE, threshold=0.5, temperature=1.0, data=facts)
+
+
+def _spec(image_size: int) -> dict[str, Any]:
+    return {"name": "keras_cnn", "image_size": image_size}
+
+
 def memory() -> dict[str, float]:
-    """Read this process's memory in 1e9 bytes, where the system says it (Linux): `VmHWM`, at most, and `RssAnon`."""
+    """Read this process's memory in 1e9 bytes: on Linux `VmHWM`, at most, and `RssAnon`; `device`, at most, on a GPU."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmHWM", "RssAnon"))}
-    return {name: int(kilobytes) * 1024 / 1e9 for name, kilobytes in values.items()}
+    device = {"device": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}
+    return {name: int(kilobytes) * 1024 / 1e9 for name, kilobytes in values.items()} | device
 
 
 def serve(setting: str) -> None:

@@ -7,11 +7,14 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
 import torch
-from filelock import FileLock
+from filelock import FileLock  # which PyTorch needs itself
 from torch import Tensor
 from tqdm import tqdm
 
@@ -49,19 +52,16 @@ class MappedTiles:
     def __init__(self, file: Path, size: int) -> None:
         self.file = file
         self.size = size
-        self._pixels = self._map()
+        count = file.stat().st_size // (3 * size**2)
+        self._pixels = np.memmap(file, np.uint8, "r", shape=(count, 3, size, size))
 
     def __getitem__(self, place: int) -> Tensor:
-        """Return a tile, uint8 of shape (3, size, size)."""
-        return self._pixels[place]
+        """Return a copy of a tile, uint8 of shape (3, size, size)."""
+        return torch.from_numpy(self._pixels[place].copy())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process by the file's name: its bytes are not copied."""
         return MappedTiles, (self.file, self.size)
-
-    def _map(self) -> Tensor:
-        pixels = torch.from_file(str(self.file), shared=False, size=self.file.stat().st_size, dtype=torch.uint8)
-        return pixels.reshape(-1, 3, self.size, self.size)
 
 
 def tiles_on_device(files: Sequence[Path], size: int, resize: str, device: str | torch.device) -> Tensor:
@@ -84,7 +84,7 @@ def tiles_on_device(files: Sequence[Path], size: int, resize: str, device: str |
         raise _too_large(needed, f"{_memory() / 1e9:.1f} GB of memory are installed")
     try:
         pixels = torch.empty((len(files), 3, size, size), dtype=torch.uint8, device=device)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # of which torch.OutOfMemoryError is one
         raise _too_large(needed, f"not free on {device}") from error
     for start, some in decode(files, size, resize):
         pixels[start : start + len(some)] = some
@@ -94,9 +94,10 @@ def tiles_on_device(files: Sequence[Path], size: int, resize: str, device: str |
 def tiles_on_disk(files: Sequence[Path], size: int, resize: str, folder: Path) -> MappedTiles:
     """Decode tiles into a file, once for all runs to come.
 
-    The file is named by each tile's path, size and time of change: where tiles changed, all are decoded again, and the
-    file that is out of date makes room. It is renamed into place when it is whole, so a run that was killed leaves none
-    that could be mistaken for it; of several processes one decodes, and the others wait.
+    The file is named by each tile's path, size and time of change, and by the decoder's version: where one changed, all
+    tiles are decoded again, and the file that is out of date makes room. It is renamed into place when it is whole, so
+    a run that was killed leaves none that could be mistaken for it; of several processes one decodes, and the others
+    wait.
 
     Args:
         files: Image files.
@@ -110,16 +111,24 @@ def tiles_on_disk(files: Sequence[Path], size: int, resize: str, folder: Path) -
     Raises:
         UserError: The disk is too small, the folder cannot be written, or a file cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     place = _hash([os.path.commonpath([file.parent.absolute() for file in files]), size, resize])
-    content = _hash([[str(file.absolute()), (facts := file.stat()).st_size, facts.st_mtime_ns] for file in files])
-    kept = folder / f"{place}-{content}.tiles"
-    with FileLock(folder / f"{place}.lock"):
-        if not kept.exists():
-            for outdated in folder.glob(f"{place}-*"):
-                outdated.unlink()
-            _write(kept, files, size, resize)
-    return MappedTiles(kept, size)
+    facts = [[str(file.absolute()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+    kept = folder / f"{place}-{_hash([PIL.__version__, facts])}.tiles"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{place}.lock"):
+            if not kept.exists():
+                for outdated in folder.glob(f"{place}-*"):
+                    with suppress(PermissionError):  # Windows keeps a file that another run has mapped
+                        outdated.unlink()
+                _write(kept, files, size, resize)
+            return MappedTiles(kept, size)
+    except OSError as error:
+        kept.with_suffix(".part").unlink(missing_ok=True)
+        raise UserError(
+            f"The decoded tiles cannot be kept ({error}). Name a folder that can be written, on a disk with room, by "
+            f"data.cache_dir, or take data.cache=none. Received: {folder}"
+        ) from error
 
 
 def decode(files: Sequence[Path], size: int, resize: str) -> Iterator[tuple[int, Tensor]]:

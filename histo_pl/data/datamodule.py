@@ -139,8 +139,13 @@ class HistologyDataModule(L.LightningDataModule):
         self.cache = cache
         self.cache_dir = Path(cache_dir)
         self.per_tile = augment is not None and not isinstance(augment, KerasRandomAffine | v2.Identity)
-        _check_device_cache(cache, self.per_tile, num_workers)
+        _check_device_cache(cache, self.per_tile, num_workers, pin_memory)
         self.num_workers = self._default_workers() if num_workers is None else num_workers
+        if prefetch_factor is not None and self.num_workers == 0:
+            raise UserError(
+                f"Only processes that read tiles hold batches ready. Expected data.num_workers of at least 1 with "
+                f"data.prefetch_factor. Received: data.prefetch_factor={prefetch_factor} and none"
+            )
         self.pin_memory = torch.cuda.is_available() and cache != "device" if pin_memory is None else pin_memory
         self.prefetch_factor = prefetch_factor
         self.tiles: list[Tile] = []
@@ -402,8 +407,12 @@ class HistologyDataModule(L.LightningDataModule):
         files = [self.root / tile.path for tile in self.tiles]
         if self.cache == "disk":
             return tiles_on_disk(files, self.image_size, self.resize, self.cache_dir)
-        device = self.trainer.strategy.root_device if self.trainer and self.cache == "device" else "cpu"
-        return tiles_on_device(files, self.image_size, self.resize, device)
+        return tiles_on_device(files, self.image_size, self.resize, self._device() if self.cache == "device" else "cpu")
+
+    def _device(self) -> str | torch.device:
+        if self.trainer:
+            return self.trainer.strategy.root_device
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def _default_workers(self) -> int:
         return 0 if self.cache != "none" and not self.per_tile else min(MAX_WORKERS, usable_cores())
@@ -427,11 +436,17 @@ def _value_in(path: str, expression: str) -> str:
     return (match.group(min(1, match.re.groups)) or "") if match else ""
 
 
-def _check_device_cache(cache: str, per_tile: bool, num_workers: int | None) -> None:
-    """Refuse what would draw tiles one by one from a device."""
-    if cache == "device" and (per_tile or num_workers):
+def _check_device_cache(cache: str, per_tile: bool, num_workers: int | None, pin_memory: bool | None) -> None:
+    """Refuse what would draw tiles one by one from a device, or bring there what is there."""
+    wrong = {
+        "another augmentation": per_tile,
+        f"data.num_workers={num_workers}": num_workers,
+        f"data.pin_memory={pin_memory}": pin_memory,
+    }
+    received = [name for name, is_wrong in wrong.items() if is_wrong]
+    if cache == "device" and received:
         raise UserError(
             f"data.cache=device draws whole batches on the device. Expected augment=keras or augment=none, and "
-            f"data.num_workers=null or 0; data.cache=ram or disk take any. "
-            f"Received: {'another augmentation' if per_tile else f'data.num_workers={num_workers}'}"
+            f"data.num_workers=null and data.pin_memory=null; data.cache=ram or disk take any. "
+            f"Received: {', '.join(received)}"
         )

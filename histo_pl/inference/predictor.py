@@ -1,10 +1,10 @@
 """A trained model's opinion on image files."""
 
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -105,20 +105,13 @@ class Predictor:
         Yields:
             One prediction a file.
         """
-        for some, tiles in self._read_ahead(files):
-            yield from self._predict_batch(some, tiles)
-
-    def _read_ahead(self, files: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[Tensor | ImageError]]]:
-        """Read a batch while the network looks at the one before."""
-        reading: deque[tuple[Sequence[Path], list[Future[Tensor | ImageError]]]] = deque()
+        batches = [files[start : start + self.batch_size] for start in range(0, len(files), self.batch_size)]
         with ThreadPoolExecutor(usable_cores()) as pool:
-            for start in range(0, len(files), self.batch_size):
-                some = files[start : start + self.batch_size]
-                reading.append((some, [pool.submit(self._read, file) for file in some]))
-                if len(reading) > BATCHES_AHEAD:
-                    yield _finished(*reading.popleft())
-            while reading:
-                yield _finished(*reading.popleft())
+            reading = [pool.submit(self._read, file) for file in batches[0]] if batches else []
+            for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
+                tiles = [tile.result() for tile in reading]
+                reading = [pool.submit(self._read, file) for file in following]  # while the network looks at these
+                yield from self._predict_batch(batch, tiles)
 
     def _predict_batch(self, files: Sequence[Path], tiles: Sequence[Tensor | ImageError]) -> Iterator[Prediction]:
         readable = [tile for tile in tiles if isinstance(tile, Tensor)]
@@ -141,12 +134,6 @@ class Predictor:
 
     def _failure(self, file: Path, error: ImageError) -> Prediction:
         return Prediction(str(file), None, None, str(error), self.model.trained_on)
-
-
-def _finished(
-    files: Sequence[Path], tiles: Sequence[Future[Tensor | ImageError]]
-) -> tuple[Sequence[Path], list[Tensor | ImageError]]:
-    return files, [tile.result() for tile in tiles]
 
 
 def dihedral_views(images: Tensor) -> list[Tensor]:

@@ -132,6 +132,8 @@ def test_decoding_goes_no_further_than_the_damaged_tile(files: list[Path]) -> No
         ({"cache": "memory"}, "Expected one of none, ram, disk, device"),
         ({"cache": "device", "augment": v2.RandomHorizontalFlip()}, "Received: another augmentation"),
         ({"cache": "device", "num_workers": 2}, r"Received: data\.num_workers=2"),
+        ({"cache": "device", "pin_memory": True}, r"Received: data\.pin_memory=True"),
+        ({"cache": "ram", "prefetch_factor": 4}, r"Received: data\.prefetch_factor=4 and none"),
     ],
 )
 def test_a_cache_that_cannot_be_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -156,3 +158,14 @@ def test_workers_are_started_for_what_needs_them(tmp_path: Path) -> None:
     assert workers() > 0 and workers(cache="ram", augment=v2.RandomHorizontalFlip()) > 0
     assert workers(cache="ram") == workers(cache="disk", augment=KerasRandomAffine(20)) == 0
     assert workers(cache="ram", num_workers=3) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_told(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot be kept.*data\.cache_dir"):
+        tiles_on_disk(files, SIZE, RESIZE, tmp_path / "cache")
+
+
+def test_embeddings_take_no_other_cache(run_training: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match=r"Received: data\.cache=ram"):
+        run_training("experiment=linear_probe", "data.cache=ram")

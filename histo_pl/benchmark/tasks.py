@@ -193,7 +193,7 @@ def _spec(image_size: int) -> dict[str, Any]:
 
 
 def memory() -> dict[str, float]:
-    """Read this process's memory in 1e9 bytes: on Linux `VmHWM`, at most, and `RssAnon`; `device`, at most, on a GPU."""
+    """Read this process's memory in GB: `VmHWM`, at most, and `RssAnon` on Linux; `device`, at most, on a GPU."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmHWM", "RssAnon"))}

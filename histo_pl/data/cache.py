@@ -124,7 +124,8 @@ def tiles_on_disk(files: Sequence[Path], size: int, resize: str, folder: Path) -
                 _write(kept, files, size, resize)
             return MappedTiles(kept, size)
     except OSError as error:
-        kept.with_suffix(".part").unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no folder either
+            kept.with_suffix(".part").unlink()
         raise UserError(
             f"The decoded tiles cannot be kept ({error}). Name a folder that can be written, on a disk with room, by "
             f"data.cache_dir, or take data.cache=none. Received: {folder}"

@@ -6,12 +6,11 @@ python docs/benchmarks/versus_keras.py --keras keras/bin/python --plot docs/imag
 
 import argparse
 import json
-import statistics
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from histo_pl.benchmark.contest import Contender, alternate, table
+from histo_pl.benchmark.contest import Contender, alternate, ratio, table
 from histo_pl.benchmark.run import contender, describe_machine, draw_tiles, figure
 
 PEER = Path(__file__).with_name("keras_peer.py")
@@ -70,13 +69,14 @@ def draw(results: dict[str, Figures], file: Path) -> None:
     """Draw each contender's time as a share of Keras's."""
     from matplotlib import pyplot as plt
 
-    drawing, axes = plt.subplots(1, len(results), figsize=(12, 2.6), layout="constrained")
+    drawing, axes = plt.subplots(1, len(results), figsize=(13, 2.6), layout="constrained")
     for axis, (title, contenders) in zip(axes, results.items(), strict=True):
-        base = statistics.median(next(iter(contenders.values())))
-        shares = [statistics.median(values) / base for values in contenders.values()]
+        base = next(iter(contenders.values()))
+        shares = [ratio(values, base) for values in contenders.values()]
         bars = axis.barh(list(contenders), shares, color=["#8a8f98", *["#1f6f8b"] * (len(shares) - 1)])
         axis.bar_label(bars, [f"{share:.2f}" for share in shares], padding=3)
-        axis.set(title=title, xlim=(0, 1.2), xlabel="time, Keras on TensorFlow = 1")
+        axis.set_title(title, fontsize=10)
+        axis.set(xlim=(0, 1.2), xlabel="time, Keras on TensorFlow = 1")
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
     drawing.savefig(file, dpi=120)

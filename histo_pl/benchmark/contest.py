@@ -79,6 +79,11 @@ def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dic
     return results
 
 
+def ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    """Return the median of the rounds' ratios, which a drifting machine changes less than the figures."""
+    return statistics.median(value / other for value, other in zip(values, base, strict=True))
+
+
 def table(title: str, unit: str, results: Mapping[str, Sequence[float]]) -> str:
     """Lay out figures, with each contender's ratio to the first one.
 
@@ -93,7 +98,6 @@ def table(title: str, unit: str, results: Mapping[str, Sequence[float]]) -> str:
     first = next(iter(results.values()))
     lines = [f"| {title} | {unit}: median (range) | ratio |", "|---|---|---|"]
     for name, values in results.items():
-        ratio = statistics.median(value / base for value, base in zip(values, first, strict=True))
         spread = f"{min(values):.4g} to {max(values):.4g}"
-        lines.append(f"| {name} | {statistics.median(values):.4g} ({spread}) | {ratio:.2f} |")
+        lines.append(f"| {name} | {statistics.median(values):.4g} ({spread}) | {ratio(values, first):.2f} |")
     return "\n".join(lines)

@@ -71,11 +71,11 @@ class Tasks:
 
     def input(self, batches: int) -> dict[str, float]:
         """Read and augment batches in this process alone."""
-        return self._timed(lambda: [next(self._batches) for _ in range(batches)], batches)
+        return self._timed(lambda: _repeat(batches, lambda: next(self._batches)), batches)
 
     def step(self, steps: int) -> dict[str, Any]:
         """Train on one batch over and over."""
-        return self._timed(lambda: [self._step() for _ in range(steps)], steps)
+        return self._timed(lambda: _repeat(steps, self._step), steps)
 
     def epoch(self) -> dict[str, float]:
         """Train an epoch as train.py does, without validation."""
@@ -174,6 +174,12 @@ class Tasks:
     def _read(self) -> list[Tensor]:
         tiles = [read_tile(file, self.image_size) for file in find_images(str(self.data.root))]
         return [torch.stack(tiles[at : at + self.batch_size]) for at in range(0, len(tiles), self.batch_size)]
+
+
+def _repeat(times: int, work: Callable[[], object]) -> None:
+    """Do it again and keep nothing: kept batches would count as the loader's memory."""
+    for _ in range(times):
+        work()
 
 
 def untrained_model(image_size: int) -> TrainedModel:

@@ -102,17 +102,15 @@ def contender(setting: dict[str, Any], **changes: Any) -> Contender:  # noqa: AN
     return Contender([sys.executable, "-m", "histo_pl.benchmark.tasks", json.dumps(setting | changes)])
 
 
-def figure(asked: Contender, task: str, name: str = "seconds", **options: Any) -> Callable[[], float]:  # noqa: ANN401
-    """Make what asks a contender for one figure.
+def figure(asked: Contender, task: str, **options: Any) -> Callable[[], float]:  # noqa: ANN401
+    """Make what asks a contender for the milliseconds that a tile takes.
 
     Args:
         asked: The contender.
         task: The task.
-        name: Which of its figures; `seconds` are given as milliseconds.
         **options: Of the task.
     """
-    scale = 1000 if name == "seconds" else 1
-    return lambda: scale * asked.ask(task, **options)[name]
+    return lambda: 1000 * asked.ask(task, **options)["seconds"]
 
 
 def _input(setting: dict[str, Any], batches: int, rounds: int) -> str:
@@ -129,7 +127,7 @@ def _step(setting: dict[str, Any], rounds: int) -> str:
         single = running.enter_context(contender(setting, precision="32-true"))
         fast = running.enter_context(contender(setting))
         measures = {
-            "as PyTorch comes": figure(plain, "step", steps=2),
+            "freed memory returned": figure(plain, "step", steps=2),
             "freed memory kept": figure(single, "step", steps=2),
             "as experiment=fast_*": figure(fast, "step", steps=2),
         }

@@ -38,7 +38,8 @@ class Tasks:
         image_size: Side of the network's input in pixels.
         batch_size: Tiles a batch.
         cache: See `HistologyDataModule`.
-        fast: Whether to do what `experiment=fast_cpu` and `fast_gpu` do; otherwise PyTorch is left as it comes.
+        fast: Whether to do what `experiment=fast_cpu` and `fast_gpu` do; otherwise it is float32, and freed memory is
+            returned.
         precision: Lightning's name; None: what is fast here.
     """
 

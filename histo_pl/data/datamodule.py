@@ -119,38 +119,39 @@ class HistologyDataModule(L.LightningDataModule):
             raise UserError("The folder of tiles is missing. Say it with data.root=FOLDER. Received: nothing")
         self.root = Path(root)
         self.name = name or (self.root.stem if self.root.suffix == ".zip" else self.root.resolve().name)
-        self.image_size = image_size
-        self.batch_size = batch_size
+        self.image_size, self.batch_size = image_size, batch_size
         self.augment = augment
         self.chosen_positive_class = positive_class
         self.group_regex = group_regex
         self.groups_file = groups_file
         self.columns = dict(columns or {})
         self.split_file = split_file
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.folds = folds
-        self.fold = fold
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.folds, self.fold = folds, fold
         self.test_all = test_all
         self.balanced = balanced
         self.seed = seed
         self.resize = resize
-        check_cache(cache)
-        self.cache = cache
-        self.cache_dir = Path(cache_dir)
-        self.per_tile = augment is not None and not isinstance(augment, KerasRandomAffine | v2.Identity)
-        _check_device_cache(cache, self.per_tile, num_workers, pin_memory)
-        self.num_workers = self._default_workers() if num_workers is None else num_workers
+        self.cache, self.cache_dir = cache, Path(cache_dir)
+        self._choose_loading(num_workers, pin_memory, prefetch_factor)
+        self.tiles: list[Tile] = []
+        self.parts: dict[str, Part] = {}
+        self.features: Mapping[str, torch.Tensor] | None = None
+
+    def _choose_loading(self, num_workers: int | None, pin_memory: bool | None, prefetch_factor: int | None) -> None:
+        """Take what was chosen, and what suits the machine and the cache for the rest."""
+        per_tile = self.augment is not None and not isinstance(self.augment, KerasRandomAffine | v2.Identity)
+        check_cache(self.cache)
+        _check_device_cache(self.cache, per_tile, num_workers, pin_memory)
+        own = 0 if self.cache != "none" and not per_tile else min(MAX_WORKERS, usable_cores())
+        self.num_workers = own if num_workers is None else num_workers
+        self.pin_memory = torch.cuda.is_available() and self.cache != "device" if pin_memory is None else pin_memory
         if prefetch_factor is not None and self.num_workers == 0:
             raise UserError(
                 f"Only processes that read tiles hold batches ready. Expected data.num_workers of at least 1 with "
                 f"data.prefetch_factor. Received: data.prefetch_factor={prefetch_factor} and none"
             )
-        self.pin_memory = torch.cuda.is_available() and cache != "device" if pin_memory is None else pin_memory
         self.prefetch_factor = prefetch_factor
-        self.tiles: list[Tile] = []
-        self.parts: dict[str, Part] = {}
-        self.features: Mapping[str, torch.Tensor] | None = None
 
     @property
     def is_synthetic(self) -> bool:
@@ -413,9 +414,6 @@ class HistologyDataModule(L.LightningDataModule):
         if self.trainer:
             return self.trainer.strategy.root_device
         return "cuda" if torch.cuda.is_available() else "cpu"
-
-    def _default_workers(self) -> int:
-        return 0 if self.cache != "none" and not self.per_tile else min(MAX_WORKERS, usable_cores())
 
     def _counts(self, part: Part) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.parts[tile.path] == part]

@@ -163,7 +163,7 @@ def test_an_unreadable_tile_ends_the_run_with_its_name(tmp_path: Path) -> None:
 
 
 def test_mixed_precision_trains_in_bfloat16(run_training: Run) -> None:
-    half = run_training("trainer=amp", "trainer.accelerator=cpu", folder="half")
+    half = run_training("trainer=amp", "trainer.accelerator=cpu", "trainer.precision=bf16-mixed", folder="half")
     full = run_training(folder="full")
     assert half["test"]["log_loss"] == pytest.approx(full["test"]["log_loss"], abs=0.05)
     assert half["test"]["log_loss"] != full["test"]["log_loss"]

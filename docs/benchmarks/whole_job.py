@@ -51,7 +51,7 @@ def run(folder: str, choices: tuple[str, ...], options: argparse.Namespace, epoc
     command += [
         f"trainer.max_epochs={epochs}",
         "trainer.enable_progress_bar=false",
-        f"hydra.run.dir={folder}/{choices[0]}",
+        f"hydra.run.dir={tempfile.mkdtemp(dir=folder)}",
     ]
     print(" ".join(command), flush=True)
     started = time.perf_counter()

@@ -265,7 +265,7 @@ def _fit(
     if trainer.is_global_zero:
         folder = _folder(config)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml")
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
         data.write_split(folder / "split.csv")
     with _lightning_errors():
         trainer.fit(classifier, data, ckpt_path=config.resume, weights_only=True)
@@ -292,6 +292,7 @@ def _make_trainer(config: DictConfig, watchers: list[L.Callback]) -> L.Trainer:
             logger=instantiate(config.logger),
             default_root_dir=config.run_dir,
         )
+    log.info("Device: %s, precision %s.", trainer.strategy.root_device, trainer.precision)
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and trainer.world_size > 1:
         raise UserError(
@@ -311,6 +312,8 @@ def _lightning_errors() -> Iterator[None]:
         if isinstance(cause, MisconfigurationException | ModuleNotFoundError):
             extra = " Extras are installed with pip install -e '.[NAME]'." if isinstance(cause, ImportError) else ""
             reason = " ".join(str(cause).split())
+            if "gpu backend" in reason:
+                extra = " Without a GPU take trainer=auto, or experiment=fast_cpu instead of fast_gpu."
             raise UserError(f"Lightning cannot run with this trainer, logger or callbacks: {reason}{extra}") from error
         raise
 
@@ -361,6 +364,7 @@ def _facts(trainer: L.Trainer, classifier: TileClassifier, history: History, kee
             "folder": str(folder),
             "checkpoint": str(folder / Path(keeper.best_model_path).name),
             "device": str(trainer.strategy.root_device),
+            "precision": str(trainer.precision),
             "processes": trainer.world_size,
         },
     }

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from histo_pl.benchmark.contest import Contender, alternate, table
-from histo_pl.benchmark.tasks import untrained_model
+from histo_pl.benchmark.notebook import untrained_model
 from histo_pl.data.tissue import Stain, draw_tile
 from histo_pl.errors import UserError
 from histo_pl.inference import save_model

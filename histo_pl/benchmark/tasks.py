@@ -16,12 +16,12 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from histo_pl.benchmark.limits import limits, work_of
+from histo_pl.benchmark.notebook import spec_of, untrained_model
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.augment import KerasRandomAffine
 from histo_pl.images import RESIZE, read_tile
-from histo_pl.inference import Predictor, TrainedModel
+from histo_pl.inference import Predictor
 from histo_pl.inference.files import find_images
-from histo_pl.models import build_network
 from histo_pl.models.classifier import TileClassifier
 from histo_pl.models.optimizers import adam
 from histo_pl.speed import fast_precision, keep_freed_memory
@@ -106,7 +106,7 @@ class Tasks:
     def limits(self) -> dict[str, float]:
         """Measure what the device does at most, and count what a step takes of it."""
         mixed = self.precision != "32-true"
-        return limits(self.device, mixed=mixed) | work_of(_spec(self.image_size), self.batch_size, mixed=mixed)
+        return limits(self.device, mixed=mixed) | work_of(spec_of(self.image_size), self.batch_size, mixed=mixed)
 
     def _timed(self, work: Callable[[], object], batches: float) -> dict[str, float]:
         self._wait()
@@ -138,7 +138,7 @@ class Tasks:
     def _classifier(self) -> TileClassifier:
         torch.manual_seed(0)
         classifier = TileClassifier(
-            network=_spec(self.image_size),
+            network=spec_of(self.image_size),
             image_size=self.image_size,
             classes=["benign", "malignant"],
             data={},
@@ -181,22 +181,6 @@ def _repeat(times: int, work: Callable[[], object]) -> None:
     """Do it again and keep nothing: kept batches would count as the loader's memory."""
     for _ in range(times):
         work()
-
-
-def untrained_model(image_size: int) -> TrainedModel:
-    """Make the notebook's network as a checkpoint would give it, with its first weights.
-
-    Args:
-        image_size: Side of its input in pixels.
-    """
-    spec = _spec(image_size)
-    network = build_network(spec).eval().requires_grad_(False)
-    facts = {"name": "benchmark", "synthetic": True, "negative_class": "benign", "positive_class": "malignant"}
-    return TrainedModel(network, spec, image_size, RESIZE, threshold=0.5, temperature=1.0, data=facts)
-
-
-def _spec(image_size: int) -> dict[str, Any]:
-    return {"name": "keras_cnn", "image_size": image_size}
 
 
 def memory() -> dict[str, float]:

@@ -117,15 +117,15 @@ def tiles_on_disk(files: Sequence[Path], size: int, resize: str, folder: Path) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{place}.lock"):
-            if not kept.exists():
+            if kept.exists():
+                log.info("Tiles: %d found decoded in %s.", len(files), kept)
+            else:
                 for outdated in folder.glob(f"{place}-*"):
                     with suppress(PermissionError):  # Windows keeps a file that another run has mapped
                         outdated.unlink()
                 _write(kept, files, size, resize)
             return MappedTiles(kept, size)
     except OSError as error:
-        with suppress(OSError):  # there may be no folder either
-            kept.with_suffix(".part").unlink()
         raise UserError(
             f"The decoded tiles cannot be kept ({error}). Name a folder that can be written, on a disk with room, by "
             f"data.cache_dir, or take data.cache=none. Received: {folder}"
@@ -155,13 +155,17 @@ def _write(kept: Path, files: Sequence[Path], size: int, resize: str) -> None:
     if needed > free:
         raise _too_large(needed, f"{free / 1e9:.1f} GB are free in {kept.parent}")
     unfinished = kept.with_suffix(".part")
-    with unfinished.open("wb") as stream:
-        for _, some in decode(files, size, resize):
-            stream.write(some.numpy().data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(kept)
-    log.info("Tiles: %d decoded into %s (%.1f GB), for all runs to come.", len(files), kept, needed / 1e9)
+    try:
+        with unfinished.open("wb") as stream:
+            for _, some in decode(files, size, resize):
+                stream.write(some.numpy().data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(kept)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    log.info("Tiles: %d decoded into %s (%.0f MB), for all runs to come.", len(files), kept, needed / 1e6)
 
 
 def _hash(facts: Any) -> str:  # noqa: ANN401

@@ -437,14 +437,14 @@ def _value_in(path: str, expression: str) -> str:
 def _check_device_cache(cache: str, per_tile: bool, num_workers: int | None, pin_memory: bool | None) -> None:
     """Refuse what would draw tiles one by one from a device, or bring there what is there."""
     wrong = {
-        "another augmentation": per_tile,
+        "an augmentation that is drawn tile by tile, as the default augment=torchvision is": per_tile,
         f"data.num_workers={num_workers}": num_workers,
         f"data.pin_memory={pin_memory}": pin_memory,
     }
     received = [name for name, is_wrong in wrong.items() if is_wrong]
     if cache == "device" and received:
         raise UserError(
-            f"data.cache=device draws whole batches on the device. Expected augment=keras or augment=none, and "
-            f"data.num_workers=null and data.pin_memory=null; data.cache=ram or disk take any. "
+            f"data.cache=device draws whole batches on the device. Expected augment=keras or augment=none, with "
+            f"data.num_workers and data.pin_memory left alone; data.cache=ram or disk take any. "
             f"Received: {', '.join(received)}"
         )

@@ -1,7 +1,7 @@
 """python -m histo_pl: all that is not training, evaluation or prediction."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add(commands: Any, name: str, purpose: str, description: str, run: Callable[..., str]) -> argparse.ArgumentParser:  # noqa: ANN401
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, help=purpose, description=description, formatter_class=raw)
+    parser.set_defaults(run=run)
+    return parser
+
+
 def _add_audit(commands: Any) -> None:  # noqa: ANN401
-    parser = commands.add_parser(
-        "audit",
-        help="look for copies and leaks in folders of tiles",
-        description=AUDIT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _add(commands, "audit", "look for copies and leaks in folders of tiles", AUDIT, _audit)
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a folder of tiles")
     parser.add_argument(
         "--group-regex", metavar="REGEX", help="finds the patient in a tile's path, as data.group_regex"
@@ -93,7 +95,6 @@ def _add_audit(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("--split-file", type=Path, metavar="CSV", help="a split.csv: which part each tile belongs to")
     parser.add_argument("--exact-only", action="store_true", help="do not look for altered copies")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: audits/DAY/TIME)")
-    parser.set_defaults(run=_audit)
 
 
 def _audit(**options: Any) -> str:  # noqa: ANN401
@@ -103,17 +104,13 @@ def _audit(**options: Any) -> str:  # noqa: ANN401
 
 
 def _add_benchmark(commands: Any) -> None:  # noqa: ANN401
-    parser = commands.add_parser(
-        "benchmark",
-        help="measure how fast this machine reads, trains and predicts",
-        description=BENCHMARK,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _add(
+        commands, "benchmark", "measure how fast this machine reads, trains and predicts", BENCHMARK, _benchmark
     )
     parser.add_argument("--image-size", type=int, default=512, metavar="PIXELS", help="side of a tile (default: 512)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="TILES", help="tiles a batch (default: 8)")
     parser.add_argument("--tiles", type=int, default=200, metavar="N", help="tiles, of which 80%% train (default: 200)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each is measured (default: 5)")
-    parser.set_defaults(run=_benchmark)
 
 
 def _benchmark(**options: Any) -> str:  # noqa: ANN401
@@ -125,14 +122,8 @@ def _benchmark(**options: Any) -> str:  # noqa: ANN401
 
 
 def _add_summarize(commands: Any) -> None:  # noqa: ANN401
-    parser = commands.add_parser(
-        "summarize",
-        help="compare the runs of a sweep or cross-validation",
-        description=SUMMARIZE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _add(commands, "summarize", "compare the runs of a sweep or cross-validation", SUMMARIZE, _summarize)
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder of the runs' folders")
-    parser.set_defaults(run=_summarize)
 
 
 def _summarize(**options: Any) -> str:  # noqa: ANN401
@@ -141,12 +132,9 @@ def _summarize(**options: Any) -> str:  # noqa: ANN401
     return summarize(**options)
 
 
-def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "convert",
-        help="a Keras model (.h5, .keras) to a checkpoint (.ckpt), or back (.h5)",
-        description=CONVERT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _add_convert(commands: Any) -> None:  # noqa: ANN401
+    parser = _add(
+        commands, "convert", "a Keras model (.h5, .keras) to a checkpoint (.ckpt), or back (.h5)", CONVERT, _convert
     )
     parser.add_argument("source", type=Path, metavar="IN", help="the file to read: .h5, .keras or .ckpt")
     parser.add_argument("target", type=Path, metavar="OUT", help="the file to write, a new one: .ckpt or .h5")
@@ -164,7 +152,6 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         choices=(0, 1),
         help="the index of the malignant class in Keras's class_indices (default: 1, as in the notebook)",
     )
-    parser.set_defaults(run=_convert)
 
 
 def _convert(**options: Any) -> str:  # noqa: ANN401

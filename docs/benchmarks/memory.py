@@ -5,9 +5,8 @@ python docs/benchmarks/memory.py --tiles 1000 10000
 
 import argparse
 import tempfile
-from pathlib import Path
 
-from histo_pl.benchmark.run import contender, describe_machine, draw_tiles
+from histo_pl.benchmark.run import contender, describe_machine, prepare
 
 STEPS = 20
 
@@ -29,13 +28,12 @@ def main() -> None:
 
 def anonymous(tiles: int, image_size: int, batch_size: int) -> float:
     """Return the gigabytes for so many tiles."""
-    with tempfile.TemporaryDirectory() as folder:
-        draw_tiles(Path(folder, "tiles"), image_size, tiles)
-        setting = {"root": f"{folder}/tiles", "cache_dir": f"{folder}/cache"}
-        setting |= {"image_size": image_size, "batch_size": batch_size, "cache": "disk"}
-        with contender(setting) as asked:
-            asked.ask("input", batches=-(-tiles * 4 // 5 // batch_size))
-            return asked.ask("step", steps=STEPS)["RssAnon"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contender(prepare(folder, image_size, batch_size, tiles), cache="disk") as asked,
+    ):
+        asked.ask("input", batches=-(-tiles * 4 // 5 // batch_size))
+        return asked.ask("step", steps=STEPS)["RssAnon"]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from histo_pl.benchmark.contest import Contender, alternate, ratio, table
-from histo_pl.benchmark.run import contender, describe_machine, draw_tiles, figure
+from histo_pl.benchmark.run import contender, describe_machine, figure, prepare
 
 PEER = Path(__file__).with_name("keras_peer.py")
 KERAS = "Keras on TensorFlow"
@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        draw_tiles(Path(folder, "tiles"), options.image_size, options.tiles)
-        setting = {"root": f"{folder}/tiles", "cache_dir": f"{folder}/cache"}
-        setting |= {"image_size": options.image_size, "batch_size": options.batch_size}
+        setting = prepare(folder, options.image_size, options.batch_size, options.tiles)
         results = measure(setting, options.keras, options.rounds)
     if options.plot:
         draw(results, options.plot)

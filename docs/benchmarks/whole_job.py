@@ -9,11 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 
-from histo_pl.benchmark.run import REPOSITORY, contender, describe_machine, draw_tiles
+from histo_pl.benchmark.limits import least_step
+from histo_pl.benchmark.run import REPOSITORY, contender, describe_machine, prepare
 
 FAST = ("experiment=fast_gpu",) if torch.cuda.is_available() else ("experiment=fast_cpu", "data.cache=device")
 PLAIN = ("trainer=amp", "augment=torchvision", "data.cache=none")
@@ -31,10 +31,10 @@ def main() -> None:
     options = parser.parse_args()
     print(describe_machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        draw_tiles(Path(folder, "tiles"), options.image_size, options.tiles, options.tests)
+        setting = prepare(folder, options.image_size, options.batch_size, options.tiles, options.tests)
         fast = run(folder, FAST, options, options.epochs)
         plain = run(folder, PLAIN, options, options.plain_epochs)
-        least = limit(folder, options)
+        least = limit(setting, options)
     seen = tiles_seen(options, options.epochs)
     ratio = (seen / fast) / (tiles_seen(options, options.plain_epochs) / plain)
     print(f"{fast:.1f} s from start to results: {seen} tiles, {seen / fast:.0f} a second")
@@ -64,16 +64,13 @@ def tiles_seen(options: argparse.Namespace, epochs: int) -> int:
     return epochs * options.tiles + options.tiles // 5 + options.tests
 
 
-def limit(folder: str, options: argparse.Namespace) -> float:
+def limit(setting: dict[str, str | int], options: argparse.Namespace) -> float:
     """Return the seconds that the device needs at least: an answer alone takes a third of a step's arithmetic."""
-    setting = {"root": f"{folder}/tiles", "cache_dir": f"{folder}/cache"}
-    setting |= {"image_size": options.image_size, "batch_size": options.batch_size}
     with contender(setting) as asked:
-        work = asked.ask("limits")
+        least = least_step(asked.ask("limits"))
     trained = options.epochs * options.tiles * 4 // 5
     answered = tiles_seen(options, options.epochs) - trained
-    steps = (trained + answered / 3) / options.batch_size
-    return steps * max(work["step_flops"] / work["flops"], work["step_bytes"] / work["bandwidth"])
+    return least * (trained + answered / 3) / options.batch_size
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ class Contender:
 
     Args:
         command: What starts it.
-        **options: For `subprocess.Popen`.
     """
 
-    def __init__(self, command: Sequence[str], **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, command: Sequence[str]) -> None:
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the process)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._said}
-        self._process: Any = subprocess.Popen(command, text=True, bufsize=1, **pipes, **options)
+        self._process: Any = subprocess.Popen(command, text=True, bufsize=1, **pipes)
 
     def __enter__(self) -> Self:
         """Return the running contender."""

@@ -68,17 +68,27 @@ def work_of(spec: Mapping[str, Any], batch_size: int, *, mixed: bool) -> dict[st
     }
 
 
+def least_step(found: Mapping[str, float]) -> float:
+    """Return the seconds that a step takes at least: the longer of its arithmetic and its traffic.
+
+    Args:
+        found: What `limits` and `work_of` return, together.
+    """
+    return max(found["step_flops"] / found["flops"], found["step_bytes"] / found["bandwidth"])
+
+
+def wait_for_device() -> None:
+    """Wait until a GPU, if there is one, has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def _least_seconds(work: Callable[[], object]) -> float:
     seconds = []
     for _ in range(REPETITIONS + 1):
-        _wait()
+        wait_for_device()
         started = time.perf_counter()
         work()
-        _wait()
+        wait_for_device()
         seconds.append(time.perf_counter() - started)
     return min(seconds)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from histo_pl.benchmark.contest import Contender, alternate, table
+from histo_pl.benchmark.limits import least_step
 from histo_pl.benchmark.notebook import untrained_model
 from histo_pl.data.tissue import Stain, draw_tile
 from histo_pl.errors import UserError
@@ -53,9 +54,7 @@ def benchmark(image_size: int = 512, batch_size: int = 8, tiles: int = 200, roun
             f"Received: {image_size=} {batch_size=} {tiles=} {rounds=}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        draw_tiles(Path(folder, "tiles"), image_size, tiles)
-        setting = {"root": f"{folder}/tiles", "cache_dir": f"{folder}/cache"}
-        setting |= {"image_size": image_size, "batch_size": batch_size}
+        setting = prepare(folder, image_size, batch_size, tiles)
         batches = max(1, min(tiles // 2, 64) // batch_size)
         yield describe_machine()
         yield _input(setting, batches, rounds)
@@ -65,7 +64,26 @@ def benchmark(image_size: int = 512, batch_size: int = 8, tiles: int = 200, roun
         yield _start(Path(folder), rounds)
 
 
-def draw_tiles(root: Path, size: int, tiles: int, tests: int = 16) -> None:
+def prepare(folder: str, image_size: int, batch_size: int, tiles: int, tests: int = 16) -> dict[str, Any]:
+    """Draw tiles, see `draw_tiles`, and return the arguments of `tasks.Tasks` for them.
+
+    Args:
+        folder: Where tiles and cache lie.
+        image_size: Side of tiles and network in pixels.
+        batch_size: Tiles a batch.
+        tiles: Number of those to train on and to validate on.
+        tests: Number of those to test on.
+    """
+    draw_tiles(Path(folder, "tiles"), image_size, tiles, tests)
+    return {
+        "root": f"{folder}/tiles",
+        "cache_dir": f"{folder}/cache",
+        "image_size": image_size,
+        "batch_size": batch_size,
+    }
+
+
+def draw_tiles(root: Path, size: int, tiles: int, tests: int) -> None:
     """Draw JPEGs as `root/train/<class>` and `root/test/<class>`; they are synthetic.
 
     Args:
@@ -139,13 +157,12 @@ def _share_of_limits(fast: Contender, batch_size: int) -> str:
     step = fast.ask("step", steps=4)
     peaks = [f"{step[name]:.1f} GB {where}" for name, where in PEAKS.items() if name in step]
     work = fast.ask("limits")
-    arithmetic, traffic = work["step_flops"] / work["flops"], work["step_bytes"] / work["bandwidth"]
-    seconds = batch_size * step["seconds"]
+    least, seconds = least_step(work), batch_size * step["seconds"]
     return (
         f"A step takes {work['step_flops'] / 1e9:.0f} billion operations and {work['step_bytes'] / 1e9:.2f} GB; this "
         f"device does {work['flops'] / 1e9:.0f} billion a second and moves {work['bandwidth'] / 1e9:.0f} GB a second. "
-        f"So a step takes {1000 * max(arithmetic, traffic):.1f} ms at least, which is "
-        f"{max(arithmetic, traffic) / seconds:.0%} of the {1000 * seconds:.1f} ms of the fast one. "
+        f"So a step takes {1000 * least:.1f} ms at least, which is "
+        f"{least / seconds:.0%} of the {1000 * seconds:.1f} ms of the fast one. "
         f"Peak memory: {' and '.join(peaks) or 'not known here'}."
     )
 

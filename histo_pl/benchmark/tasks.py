@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from histo_pl.benchmark.limits import limits, work_of
+from histo_pl.benchmark.limits import limits, wait_for_device, work_of
 from histo_pl.benchmark.notebook import spec_of, untrained_model
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.augment import KerasRandomAffine
@@ -109,15 +109,11 @@ class Tasks:
         return limits(self.device, mixed=mixed) | work_of(spec_of(self.image_size), self.batch_size, mixed=mixed)
 
     def _timed(self, work: Callable[[], object], batches: float) -> dict[str, float]:
-        self._wait()
+        wait_for_device()
         started = time.perf_counter()
         work()
-        self._wait()
+        wait_for_device()
         return {"seconds": (time.perf_counter() - started) / batches / self.batch_size}
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
     @cached_property
     def _batches(self) -> Iterator[dict[str, Any]]:

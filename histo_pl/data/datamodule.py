@@ -312,8 +312,7 @@ class HistologyDataModule(L.LightningDataModule):
         """A part's tiles as features: each view of a training tile counts as a tile, of others there is one."""
         paths = self.paths(part)
         views = len(features[paths[0]])
-        labels = [int(self._class_of[path] == self.positive_class) for path in paths]
-        files = [str(self.root / path) for path in paths]
+        labels, files = self._labels_and_files(paths)
         return EmbeddedTiles(
             files * views, labels * views, torch.stack([features[path] for path in paths], 1).flatten(0, 1)
         )
@@ -399,8 +398,12 @@ class HistologyDataModule(L.LightningDataModule):
         places = [number[path] for path in paths]
         if self.cache == "none":
             return Subset(ConcatDataset(self._folders), places)
+        return CachedTiles(self._pixels, places, *self._labels_and_files(paths))
+
+    def _labels_and_files(self, paths: Sequence[str]) -> tuple[list[int], list[str]]:
+        """Of each tile 1 if it is malignant, else 0, and its file, as the folder was named."""
         labels = [int(self._class_of[path] == self.positive_class) for path in paths]
-        return CachedTiles(self._pixels, places, labels, [str(self.root / path) for path in paths])
+        return labels, [str(self.root / path) for path in paths]
 
     @cached_property
     def _pixels(self) -> torch.Tensor | MappedTiles:

@@ -9,6 +9,8 @@ from histo_pl.inference import find_checkpoint, load_model
 from histo_pl.models import build_network
 from histo_pl.models.classifier import TileClassifier
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "checkpoints"
+
 
 def test_a_checkpoint_holds_all_that_a_prediction_needs_in_plain_values(trained: Path) -> None:
     contents = torch.load(trained / "best.ckpt", weights_only=True)
@@ -79,3 +81,24 @@ def test_latest_is_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert find_checkpoint("latest") == Path("multirun/d/t/0/best.ckpt")
     (tmp_path / "outputs/d/t/config.yaml").touch()  # a resumed run: its best.ckpt is an old one's
     assert find_checkpoint("latest") == Path("outputs/d/t/best.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "logits", "temperature"),
+    [
+        ("keras_cnn_best", [-0.0310096, -0.0360583], 0.05),
+        ("keras_cnn_last", [-0.0310096, -0.0360583], 1.0),
+        ("linear_probe_best", [-4.7006922, -4.3947964], 0.8285295),
+    ],
+)
+def test_checkpoints_of_the_first_format_answer_as_they_did(name: str, logits: list[float], temperature: float) -> None:
+    """Files of November 2026, before checkpoints had a number of their format."""
+    if name.startswith("linear_probe"):
+        pytest.importorskip("timm")
+    model = load_model(FIXTURES / f"{name}.ckpt")
+    shape = (2, 3, model.image_size, model.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert model.network(images).tolist() == pytest.approx(logits, abs=1e-4)
+    assert (model.threshold, model.temperature) == (0.5, pytest.approx(temperature, abs=1e-6))
+    assert model.trained_on.startswith("synthetic demo")
+    assert set(model.seen.values()) == {"train", "val"}

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from histo_pl.errors import ImageError, UserError
 from histo_pl.evaluation.colour import colour_only, colours_of
 from histo_pl.evaluation.intervals import estimate
 from histo_pl.images import find_files, is_image, read_format, read_rgb
+from histo_pl.storage import new_folder, refuse_results, replacing_text
 
 PARTS = ("train", "val", "valid", "validation", "test")
 FOLDS = 5  # of the classification by colour
@@ -85,6 +85,8 @@ def audit(
     Raises:
         UserError: A folder has no image, or an argument is not as expected.
     """
+    if out is not None:
+        refuse_results(out, ("audit.json", "groups.csv"), "--out")
     items = _list_items(folders, group_regex, split_file)
     with ThreadPoolExecutor() as pool:
         read = list(tqdm(pool.map(_read, items), total=len(items), desc="Reading", unit="tile"))
@@ -104,10 +106,11 @@ def audit(
         "storage": _differing_storage(sound),
         "colour_only": _colour_result(sound, groups),
     }
-    out = out or Path("audits", datetime.now().strftime("%Y-%m-%d/%H-%M-%S"))
+    out = out or Path(new_folder("audits/%Y-%m-%d/%H-%M-%S"))
     out.mkdir(parents=True, exist_ok=True)
     _write_groups(out / "groups.csv", sound, groups, exact)
-    (out / "audit.json").write_text(json.dumps(findings, indent=2) + "\n", encoding="utf-8")
+    with replacing_text(out / "audit.json") as stream:
+        stream.write(json.dumps(findings, indent=2) + "\n")
     return "\n".join([*_describe(findings), "", *_advice(findings, out)])
 
 
@@ -236,7 +239,7 @@ def _colour_result(items: Sequence[Item], groups: Sequence[int]) -> dict[str, An
 
 
 def _write_groups(file: Path, items: Sequence[Item], groups: Sequence[int], exact: Sequence[int]) -> None:
-    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+    with replacing_text(file) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
         exact_sizes = Counter(exact)

@@ -10,12 +10,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from histo_pl.data.tiles import stable_seed
 from histo_pl.errors import UserError
 from histo_pl.models import KerasCNN
+from histo_pl.storage import replacing, replacing_text, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class BestCheckpoint(ModelCheckpoint):
         Raises:
             UserError: The interrupted run's best weights are gone.
         """
-        if state_dict["best_model_path"] and self.resume and state_dict["dirpath"] != self.dirpath:
+        if state_dict["best_model_path"] and self.resume:
             old = Path(self.resume).with_name(Path(state_dict["best_model_path"]).name)
             new = Path(str(self.dirpath)) / old.name
             _bring(old, new)
@@ -63,11 +66,64 @@ def _bring(old: Path, new: Path) -> None:
             f"The interrupted run's best weights are gone, so this run could not tell which epoch was the "
             f"best. Put the file back. Received: {old}"
         )
+    if new.exists() and new.samefile(old):  # the run goes on in its own folder
+        return
     new.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(old, new)  # half a gigabyte at 512 px; a save replaces the link and leaves the old file alone
     except OSError:
-        shutil.copyfile(old, new)
+        with replacing(new) as unfinished:
+            shutil.copyfile(old, unfinished)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their place and renames them into it.
+
+    Lightning's own writes into the temporary folder and moves: onto another disk that is a copy into the old file,
+    which a full disk leaves cut, and another name of which changes as well. It also holds the whole file in memory.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401
+        """Write a checkpoint, whole or not at all.
+
+        Args:
+            checkpoint: What Lightning dumps.
+            path: The file to write.
+            storage_options: Not used.
+
+        Raises:
+            WriteError: The disk is full, or the folder is gone or cannot be written.
+        """
+        save_tensors(checkpoint, Path(path))
+
+
+class StopEarly(EarlyStopping):
+    """An `EarlyStopping` that stays stopped: a run that is resumed after its last epoch trains no other."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once if the interrupted run had decided to."""
+        if self._stopped:
+            trainer.should_stop = True
+
+    @property
+    def _stopped(self) -> bool:
+        return self.stopped_epoch > 0 or self.wait_count >= self.patience
+
+
+class EpochSeeds(Callback):
+    """Seeds what the network draws itself, such as Dropout, at every epoch's start, so that a resume changes nothing.
+
+    Args:
+        seed: Any integer.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Seed PyTorch by seed, epoch and process."""
+        number = trainer.current_epoch * trainer.world_size + trainer.global_rank
+        torch.manual_seed(stable_seed(self.seed, "network", number))
 
 
 class History(Callback):
@@ -102,7 +158,7 @@ class History(Callback):
             file: The CSV to write; a logger's live table of the same name is replaced.
         """
         columns = ["epoch", *sorted({name for epoch in self.epochs for name in epoch} - {"epoch"})]
-        with file.open("w", newline="", encoding="utf-8") as stream:
+        with replacing_text(file) as stream:
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.epochs)
@@ -152,7 +208,7 @@ class CollapseWarning(Callback):
                 "Epoch %d: the network has collapsed: every validation tile got the probability %.4f. %s",
                 trainer.current_epoch + 1,
                 probabilities[0].item(),
-                self._why(pl_module),
+                self._why(pl_module, trainer),
             )
 
     @classmethod
@@ -160,14 +216,18 @@ class CollapseWarning(Callback):
         """Return whether such a spread of probabilities is none; NaN is none too."""
         return not spread >= cls.least_spread
 
-    def _why(self, classifier: L.LightningModule) -> str:
+    def _why(self, classifier: L.LightningModule, trainer: L.Trainer) -> str:
         network: Any = classifier.network
         if isinstance(network.backbone, KerasCNN) and self._images is not None:
             frozen = network.backbone.frozen_units(network.preprocessing(self._images))
             if frozen > 0.5:  # noqa: PLR2004
+                groups = [group.get("name", "") for group in trainer.optimizers[0].param_groups]
+                advice = "optim=adam_width_scaled, the default, prevents it at any image size."
+                if any(name.startswith("wide_") for name in groups):  # it is in use
+                    advice = "Take a lower optim.lr: its default is 0.001."
                 return (
                     f"{frozen:.0%} of the dense layer's activations are frozen (slope below 1e-6), so nothing before "
                     f"them can learn. The first steps of Adam drove them there: the larger the image and optim.lr, the "
-                    f"farther. optim=adam_width_scaled, the default, prevents it at any image size."
+                    f"farther. {advice}"
                 )
         return "The learning rate may be too high: try a lower optim.lr."

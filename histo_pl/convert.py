@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from histo_pl.errors import UserError
+from histo_pl.errors import UserError, WriteError
 from histo_pl.images import KERAS_RESIZE, RESIZES
 from histo_pl.inference.checkpoint import KERAS_SUFFIXES, TrainedModel, load_model, network_of, save_model
 from histo_pl.keras_io import KerasNetwork, read_keras, write_keras
+from histo_pl.storage import replacing
 
 CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")
 NOTED = ("resize", "threshold", "rule", "refer", "data")  # of a TrainedModel: what Keras's file has no place for
@@ -161,13 +161,11 @@ def _written(target: Path) -> Iterator[Path]:
     if not target.parent.is_dir():
         raise UserError(f"The folder to write to does not exist. Expected one that does. Received: {target}")
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as folder:
-            file = Path(folder, target.name)
-            yield file
-            file.rename(target)
-    except (OSError, RuntimeError) as error:  # PyTorch and HDF5 have their own words for a full disk
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
-        raise UserError(
-            f"The file cannot be written ({reason}). Expected a folder with room that you may write to. "
+        with replacing(target) as unfinished:
+            yield unfinished
+    except RuntimeError as error:  # HDF5's word for a full disk
+        reason = " ".join(str(error).split())[:200]
+        raise WriteError(
+            f"A file cannot be written ({reason}). Expected a folder that can be written, on a disk with room. "
             f"Received: {target}"
         ) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -20,12 +21,14 @@ from histo_pl.data import HistologyDataModule
 from histo_pl.data.tiles import Transform, augmented, stable_seed
 from histo_pl.errors import UserError
 from histo_pl.images import read_tile
+from histo_pl.stopping import die_with_parent
 
 log = logging.getLogger(__name__)
 
 BATCH = 32  # tiles
 PLAIN = "plain"  # the view that is not augmented
 CHUNK = 500  # keys a query; SQLite takes at least 999
+RECIPE = 2  # of what happens to a tile before the encoder: raise it when augmentation or stain change a pixel
 PATIENCE = 60.0  # seconds to wait for another process that writes
 
 Key = tuple[str, str]  # a tile by the hash of its file, and the view of it
@@ -165,7 +168,9 @@ class Embedder:
         encode.eval()
         device = next(encode.parameters()).device
         views = _Views(list(missing.items()), data.image_size, data.resize, data.augment)
-        loader = DataLoader(views, batch_size=BATCH, num_workers=data.num_workers, collate_fn=_collate)
+        loader = DataLoader(
+            views, batch_size=BATCH, num_workers=data.num_workers, collate_fn=_collate, worker_init_fn=die_with_parent
+        )
         for keys, images in tqdm(loader, desc="Embedding", unit="batch"):
             with torch.inference_mode():
                 features = encode(images.to(device)).float().cpu()
@@ -195,7 +200,7 @@ class _Views(Dataset[tuple[Key, Tensor]]):
 
 
 def fingerprint(encode: nn.Module, spec: Mapping[str, Any], image_size: int, resize: str) -> str:
-    """Tell an encoder by what decides its features: its weights, what built it, and how tiles come to it.
+    """Tell an encoder by what decides its features: weights, what built it, how tiles come to it, the code's version.
 
     Args:
         encode: The encoder with what stands before it.
@@ -206,7 +211,8 @@ def fingerprint(encode: nn.Module, spec: Mapping[str, Any], image_size: int, res
     Returns:
         A hash of 64 hexadecimal digits.
     """
-    hashed = hashlib.sha256(json.dumps([dict(spec), image_size, resize], sort_keys=True).encode())
+    facts = [dict(spec), image_size, resize, RECIPE, PIL.__version__]
+    hashed = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, weight in encode.state_dict().items():
         hashed.update(name.encode())
         hashed.update(weight.cpu().contiguous().numpy().tobytes())

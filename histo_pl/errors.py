@@ -18,3 +18,7 @@ class UserError(Exception):
 
 class ImageError(UserError):
     """A file that cannot be read as one picture."""
+
+
+class WriteError(UserError):
+    """A file that cannot be written: the disk is full, or the folder is gone or not ours."""

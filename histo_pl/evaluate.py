@@ -18,7 +18,9 @@ from histo_pl.evaluation.report import Report, format_estimate
 from histo_pl.evaluation.scores import Scores
 from histo_pl.evidence import judge, log_results, remarks, score, write_predictions, write_results
 from histo_pl.inference import Predictor, TrainedModel, find_checkpoint, load_model
+from histo_pl.inference.checkpoint import UNFINISHED
 from histo_pl.speed import keep_freed_memory
+from histo_pl.storage import refuse_results
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """
     if config.split not in ("test", "all"):
         raise UserError(f"split is not as expected. Expected test or all. Received: {config.split}")
+    folder = Path(os.path.relpath(config.run_dir))
+    refuse_results(folder, ("results.json", "predictions.csv", "report.html"), "run_dir")
     if config.keep_freed_memory:
         keep_freed_memory()
     checkpoint = find_checkpoint(config.ckpt)
@@ -59,7 +63,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     seen = _seen(model, tested, part_seen)
     results = judge(fresh, decision) | {
         "seen": seen,
-        "warnings": [seen["note"], *data.leak_warnings()],
+        "warnings": [*_unfinished(model), seen["note"], *data.leak_warnings()],
         "data": data.facts(),
         "checkpoint": {"file": str(checkpoint), "trained_on": model.trained_on, "tta": config.tta},
         "folder": os.path.relpath(config.run_dir),
@@ -67,6 +71,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     _write(config, data, model, tested, fresh, results)
     _report(results)
     return results
+
+
+def _unfinished(model: TrainedModel) -> list[str]:
+    return [] if model.finished else [f"The checkpoint is {UNFINISHED}."]
 
 
 def _logits(predictor: Predictor, data: HistologyDataModule) -> dict[str, float]:

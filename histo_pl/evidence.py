@@ -20,6 +20,7 @@ from histo_pl.evaluation.labels import label_of
 from histo_pl.evaluation.measures import NAMES
 from histo_pl.evaluation.report import Report, figures, format_estimate
 from histo_pl.evaluation.scores import Scores, referral
+from histo_pl.storage import replacing_text
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def write_predictions(
         further: More columns by name, each a value by path.
     """
     classes = {tile.path: tile.class_name for tile in data.tiles}
-    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+    with replacing_text(file) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow((*COLUMNS, *data.columns, *further))
         for part, ones in scores.items():
@@ -131,7 +132,8 @@ def write_results(folder: Path, report: Report) -> None:
         report: What to show; its results are those of results.json.
     """
     text = json.dumps(without_nan(report.results), indent=2)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    with replacing_text(folder / "results.json") as stream:
+        stream.write(text + "\n")
     test = report.results["test"]
     cells = test["confusion"]
     matrix = [[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]]

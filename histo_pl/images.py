@@ -28,6 +28,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_
 def find_files(folder: str | Path) -> Iterator[Path]:
     """List the files below a folder, through links too, without those that are hidden or in hidden folders.
 
+    A link to a folder that it lies in leads in a circle, and is not followed: there is no further file.
+
     Args:
         folder: Where to look.
 
@@ -35,8 +37,19 @@ def find_files(folder: str | Path) -> Iterator[Path]:
         Paths that begin with `folder`, in order.
     """
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        here = os.path.realpath(place)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith((".", "__")) and not _leads_back(place, name, here)
+        )
         yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _leads_back(place: str, name: str, here: str) -> bool:
+    path = os.path.join(place, name)  # noqa: PTH118  (as os.walk has them)
+    if not os.path.islink(path):  # noqa: PTH114
+        return False
+    target = os.path.realpath(path)
+    return os.path.commonpath([target, here]) == target
 
 
 def is_image(path: str | Path) -> bool:

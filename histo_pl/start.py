@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from histo_pl.data import HistologyDataModule
+from histo_pl.data.splits import describe_difference
+from histo_pl.data.table import read_table
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE
 from histo_pl.inference import TrainedModel, find_checkpoint, load_model
+from histo_pl.inference.checkpoint import PREFIX, read_contents
 from histo_pl.models.weights import EMBEDDED, PRETRAINED, SOURCES, load_encoder
+from histo_pl.storage import load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ def find_start(
     weights: str | None,
     resume: str | None,
     spec: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    data: HistologyDataModule,
     source: str | None = None,
 ) -> Start:
     """Find what a training starts from, and refuse what would make its results untrue.
@@ -48,7 +52,7 @@ def find_start(
         weights: A checkpoint of the same network to start from, what `load_encoder` takes, or None.
         resume: A last.ckpt to go on from, or None. It holds the weights, so `weights` is not read.
         spec: What builds the network.
-        facts: The data (`HistologyDataModule.facts`).
+        data: Set up.
         source: The architecture as it was named, see `load_encoder`.
 
     Returns:
@@ -59,7 +63,7 @@ def find_start(
             another split.
     """
     if resume is not None:
-        return _start_of_run(resume, weights, spec, facts)
+        return _start_of_run(resume, weights, spec, data)
     if weights is None:
         return Start()
     if not _is_checkpoint(weights, spec):
@@ -68,7 +72,7 @@ def find_start(
         return Start({f"backbone.encoder.{name}": weight for name, weight in state.items()}, title)
     model = load_model(find_checkpoint(weights))
     _check_same_network(weights, model.spec, spec)
-    _announce(weights, model, facts)
+    _announce(weights, model)
     return Start(model.network.state_dict(), model.trained_on, model.seen)
 
 
@@ -79,7 +83,7 @@ def _is_checkpoint(weights: str, spec: Mapping[str, Any]) -> bool:
     if not Path(weights).is_file():
         return True
     try:
-        contents = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+        contents = load_tensors(Path(weights))
     except Exception:  # who loads it tells what is wrong with it
         return spec["name"] == "keras_cnn"
     return isinstance(contents, dict) and "hyper_parameters" in contents
@@ -106,7 +110,7 @@ def _overrides(spec: Mapping[str, Any]) -> str:
 
 
 @rank_zero_only
-def _announce(path: str, model: TrainedModel, facts: Mapping[str, Any]) -> None:
+def _announce(path: str, model: TrainedModel) -> None:
     log.info("Starting from %s, trained on: %s", path, model.trained_on)
     if not model.seen:
         log.info("  Its training tiles are unknown: if this test set was among them, the test flatters.")
@@ -115,9 +119,9 @@ def _announce(path: str, model: TrainedModel, facts: Mapping[str, Any]) -> None:
         log.info("  on tiles that are not of the network's size its answers change with that.")
 
 
-def _start_of_run(path: str, weights: str | None, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> Start:
-    """Refuse to go on with a run whose test tiles this run would train on, or with another network."""
-    run = _read_run(path)
+def _start_of_run(path: str, weights: str | None, spec: Mapping[str, Any], data: HistologyDataModule) -> Start:
+    """Refuse to go on with a run whose test tiles this run would train on, with other tiles or another network."""
+    run, facts = _read_run(path), data.facts()
     old_data, old_spec = run["data"], run["network"]
     if old_data["name"] != facts["name"] or old_spec != spec:
         raise UserError(
@@ -126,9 +130,15 @@ def _start_of_run(path: str, weights: str | None, spec: Mapping[str, Any], facts
             f"network {spec}; expected data {old_data['name']}, network {old_spec}"
         )
     if old_data["split"] != facts["split"]:
+        raise _another_split(path, data)
+    trained = [tile for tile, part in data.parts.items() if part != "test"]
+    changed = sorted(tile for tile in trained if data.hashes[tile] not in run["seen"])
+    if changed:
         raise UserError(
-            f"The checkpoint was trained on another split of the tiles. Use its own: "
-            f"data.split_file={Path(path).with_name('split.csv')}. Received: resume={path}"
+            f"{len(changed)} of the {len(trained)} training and validation tiles are not those that the run to go on "
+            f"with was trained on, such as {changed[0]}: their content has changed. Put the old files back, or start a new "
+            f"run, from its weights if you like: model.weights={Path(path).with_name('best.ckpt')}. "
+            f"Received: resume={path}"
         )
     origin = old_data.get("pretrained_on")
     if weights is not None and origin is None:
@@ -138,7 +148,26 @@ def _start_of_run(path: str, weights: str | None, spec: Mapping[str, Any], facts
         )
     if weights is not None:
         _announce_resumed_weights(path)
-    return Start(pretrained_on=origin, seen=run["seen"] if origin else {})
+    return Start(state=run["state"], pretrained_on=origin, seen=run["seen"] if origin else {})
+
+
+def _another_split(path: str, data: HistologyDataModule) -> UserError:
+    """Tell whether the folder has changed or the split was drawn anew, as each is mended in its own way."""
+    file = Path(path).with_name("split.csv")
+    difference = ""
+    if file.is_file():
+        old = {row["path"] for row in read_table(file, "split.csv", ("path", "split"))}
+        difference = describe_difference(old, data.parts.keys())
+    if difference:
+        return UserError(
+            f"The folder of tiles has changed since the run to go on with: {difference}. Move new tiles out of it and "
+            f"missing ones back, or start a new run, from its weights if you like: "
+            f"model.weights={Path(path).with_name('best.ckpt')}. Received: resume={path}"
+        )
+    return UserError(
+        f"The checkpoint was trained on another split of the tiles. Use its own: data.split_file={file}. "
+        f"Received: resume={path}"
+    )
 
 
 @rank_zero_only
@@ -151,10 +180,12 @@ def _read_run(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"There is no checkpoint to resume from. Expected a last.ckpt. Received: resume={path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read_contents(Path(path))
         facts = checkpoint["hyper_parameters"]
         known = {name: facts[name] for name in ("data", "network", "seen")}
-    except Exception as error:
+        weights = checkpoint["state_dict"].items()
+        known["state"] = {name.removeprefix(PREFIX): w for name, w in weights if name.startswith(PREFIX)}
+    except KeyError as error:
         raise UserError(f"This file is no checkpoint of histo_pl. Received: resume={path}") from error
     if not checkpoint.get("optimizer_states"):
         raise UserError(

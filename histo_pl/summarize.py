@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 
 from histo_pl.data.table import read_table
 from histo_pl.errors import UserError
@@ -16,6 +14,7 @@ from histo_pl.evaluation import plots
 from histo_pl.evaluation.measures import NAMES
 from histo_pl.evaluation.report import format_estimate
 from histo_pl.evaluation.scores import Scores
+from histo_pl.storage import replacing_text
 
 SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity")
 NEEDED = ("path", "class", "case", "split", "malignant", "probability", "threshold")
@@ -42,28 +41,18 @@ def summarize(folder: Path) -> str:
             f"multirun/DAY/TIME. Received: {folder} with {len(files)}"
         )
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    missing = _missing_folds(runs)
     summary = {
         "runs": [file.parent.relative_to(folder).as_posix() for file in files],
         "data": sorted({run["data"]["name"] for run in runs}),
         "metrics": {name: _spread([run["test"][name] for run in runs]) for name in NAMES},
+        "missing_folds": missing,
         "pooled": _pool([file.with_name("predictions.csv") for file in files], runs),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    with replacing_text(folder / "summary.json") as stream:
+        stream.write(json.dumps(summary, indent=2) + "\n")
     plots.save({"summary": _picture(summary)}, folder)
     return _table(summary, folder)
-
-
-class SummarizeSweep(Callback):
-    """Summarizes a Hydra multirun when its last run has ended."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401
-        """Print the summary of the sweep's folder.
-
-        Args:
-            config: The sweep's configuration, its `hydra` node included.
-            **kwargs: Not used.
-        """
-        print(summarize(Path(config.hydra.sweep.dir)))
 
 
 def _number_of(file: Path) -> tuple[bool, int, str]:
@@ -81,6 +70,14 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
         "max": max(known, default=None),
         "values": list(values),
     }
+
+
+def _missing_folds(runs: Sequence[dict[str, Any]]) -> list[int]:
+    """List the folds, from 0, without a result; empty where the runs are no folds."""
+    folds = [run["data"].get("fold") for run in runs]
+    if None in folds or len({count for _, count in folds}) != 1:
+        return []
+    return sorted(set(range(folds[0][1])) - {number for number, _ in folds})
 
 
 def _pool(files: Sequence[Path], runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -128,6 +125,9 @@ def _table(summary: dict[str, Any], folder: Path) -> str:
         f"{len(summary['runs'])} runs on {', '.join(summary['data'])}: mean +- standard deviation, then every run",
         *(_line(title, summary["metrics"][name]) for name, title in NAMES.items()),
     ]
+    if summary["missing_folds"]:
+        missing = ", ".join(map(str, summary["missing_folds"]))
+        lines += ["", f"Without a result: data.fold={missing}. Not every tile was tested, so the folds are not pooled."]
     pooled = summary["pooled"]
     if pooled:
         lines += ["", *_pooled_lines(pooled)]

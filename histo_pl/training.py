@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from histo_pl.callbacks import BestCheckpoint, CollapseWarning, History
+from histo_pl.callbacks import BestCheckpoint, CollapseWarning, EpochSeeds, History, WholeCheckpoints
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.splits import PARTS, Part
 from histo_pl.embeddings import Embedder
@@ -52,8 +52,11 @@ from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.classifier import TileClassifier
 from histo_pl.models.freezing import ALL
 from histo_pl.models.weights import resolve_spec
+from histo_pl.run_folder import kept_files_named, start_again, take_folder
 from histo_pl.speed import fast_precision, keep_freed_memory
 from histo_pl.start import Start, find_start
+from histo_pl.stopping import on_stop
+from histo_pl.storage import replacing_text
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +106,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         UserError: The data, the configuration or the checkpoint to resume from are not as expected.
     """
     started = time.monotonic()
+    on_stop(lambda: f"Nothing was trained. {start_again()}")
     _check_numbers(config)
     if config.keep_freed_memory:
         keep_freed_memory()
@@ -116,7 +120,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         weights=config.model.get("weights"),
         resume=config.resume,
         spec=spec,
-        facts=data.facts(),
+        data=data,
         source=config.model.get("architecture"),
     )
     findings = data.leak_warnings() + _seen_before(data, start)
@@ -124,31 +128,45 @@ def train(config: DictConfig) -> dict[str, Any]:
     classifier = _make_classifier(config, spec, data, start)
     _speed_up(config.trainer, classifier.network)
     history = History()
-    trainer = _make_trainer(config, [history, CollapseWarning()])
-    embeddings = _embed(config, data, classifier, trainer, start)
-    keeper = _fit(config, trainer, classifier, data, history)
-    logits = _logits(trainer, classifier, data, keeper.best_model_path)
-    decision = _decide(calibration, data, logits["val"])
-    tested = score(data, "test", logits["test"], decision)
-    results: dict[str, Any] = judge(tested, decision) | _facts(trainer, classifier, history, keeper)
-    results |= {"warnings": findings, "embeddings": embeddings}
-    if trainer.is_global_zero:
-        update_facts(Path(keeper.best_model_path), **asdict(decision))
-        scores: dict[Part, Scores] = {"val": score(data, "val", logits["val"], decision), "test": tested}
-        baseline = colour_baseline(data, tested) if config.colour_baseline else None
-        results["colour_only"] = baseline and baseline.summary()
-        results["run"]["seconds"] = round(time.monotonic() - started, 1)
-        _write(config, data, results, scores, baseline, history)
-        _log_test(trainer, results)
-        _report(results, data)
+    trainer = _make_trainer(config, [history, CollapseWarning(), EpochSeeds(config.seed)])
+    folder = _folder(config)
+    with kept_files_named(folder, trainer):
+        if trainer.is_global_zero:
+            _open_folder(folder, config, data)
+        embeddings = _embed(config, data, classifier, trainer, start)
+        keeper = _fit(config, trainer, classifier, data, history)
+        logits = _logits(trainer, classifier, data, keeper.best_model_path)
+        decision = _decide(calibration, data, logits["val"])
+        tested = score(data, "test", logits["test"], decision)
+        results: dict[str, Any] = judge(tested, decision) | _facts(trainer, classifier, history, keeper)
+        results |= {"warnings": findings, "embeddings": embeddings}
+        if trainer.is_global_zero:
+            scores: dict[Part, Scores] = {"val": score(data, "val", logits["val"], decision), "test": tested}
+            baseline = colour_baseline(data, tested) if config.colour_baseline else None
+            results["colour_only"] = baseline and baseline.summary()
+            results["run"]["seconds"] = round(time.monotonic() - started, 1)
+            _write(config, data, results, scores, baseline, history)
+            _log_test(trainer, results)
+            update_facts(Path(keeper.best_model_path), **asdict(decision), finished=True)  # last: all else is there
+            _report(results, data)
     return without_nan(results)
+
+
+def _open_folder(folder: Path, config: DictConfig, data: HistologyDataModule) -> None:
+    """Take the run's folder, and write into it what is known before the training."""
+    take_folder(folder, config.resume)
+    with replacing_text(folder / "config.yaml") as stream:
+        stream.write(OmegaConf.to_yaml(config, resolve=True))
+    data.write_split(folder / "split.csv")
 
 
 def _check_numbers(config: DictConfig) -> None:
     """Refuse what would end in a traceback deep inside PyTorch: a word, or a number too small."""
     for key, (kind, least) in NUMBERS.items():
         value = OmegaConf.select(config, key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value < least):
+        if value is not None and (
+            not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf
+        ):
             whole = "a whole number" if kind is int else "a number"
             raise UserError(f"{key} is not as expected. Expected {whole} of at least {least}. Received: {value}")
 
@@ -209,7 +227,7 @@ def _speed_up(trainer: DictConfig, network: nn.Module) -> None:
 def _pos_weight(wanted: float | str | None, counts: Mapping[str, int]) -> float | None:
     if wanted == "balanced":
         return (counts["tiles"] - counts["malignant"]) / counts["malignant"]
-    if wanted is not None and (not isinstance(wanted, int | float) or wanted <= 0):
+    if wanted is not None and (not isinstance(wanted, int | float) or not 0 < wanted < math.inf):
         raise UserError(f"pos_weight is not as expected. Expected a number above 0, or balanced. Received: {wanted}")
     return wanted
 
@@ -262,11 +280,6 @@ def _fit(
 ) -> BestCheckpoint:
     """Train, and return the callback that kept the best weights."""
     keeper = _keeper(trainer)
-    if trainer.is_global_zero:
-        folder = _folder(config)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
-        data.write_split(folder / "split.csv")
     with _lightning_errors():
         trainer.fit(classifier, data, ckpt_path=config.resume, weights_only=True)
     if not history.epochs:
@@ -291,6 +304,7 @@ def _make_trainer(config: DictConfig, watchers: list[L.Callback]) -> L.Trainer:
             callbacks=callbacks + watchers,
             logger=instantiate(config.logger),
             default_root_dir=config.run_dir,
+            plugins=[WholeCheckpoints()],
         )
     log.info("Device: %s, precision %s.", trainer.strategy.root_device, trainer.precision)
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

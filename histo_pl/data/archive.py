@@ -60,7 +60,7 @@ def _is_wanted(member: zipfile.ZipInfo, archive: Path) -> bool:
 
 def _check_origin(folder: Path, origin: str, archive: Path) -> None:
     note = folder / UNPACKED_FROM
-    if not (note.is_file() and note.read_text(encoding="utf-8") == origin):
+    if not (note.is_file() and note.read_text(encoding="utf-8", errors="surrogateescape") == origin):
         raise UserError(
             f"The folder to unpack into exists and is not from this zip file. If it holds the tiles, use "
             f"data.root={folder}; else move it away. Received: {archive}"
@@ -80,7 +80,7 @@ def _extract(contents: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: 
     with made_whole(folder) as unfinished:
         for member in tqdm(members, desc=f"Unpacking {folder.name}", unit="file"):
             contents.extract(member, unfinished)
-        (unfinished / UNPACKED_FROM).write_text(origin, encoding="utf-8")
+        (unfinished / UNPACKED_FROM).write_text(origin, encoding="utf-8", errors="surrogateescape")
 
 
 def inner_folder(root: Path) -> Path:

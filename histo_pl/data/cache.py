@@ -18,9 +18,10 @@ from filelock import FileLock  # which PyTorch needs itself
 from torch import Tensor
 from tqdm import tqdm
 
-from histo_pl.errors import UserError
+from histo_pl.errors import UserError, WriteError
 from histo_pl.images import read_tile
 from histo_pl.speed import usable_cores
+from histo_pl.storage import replacing
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +121,12 @@ def tiles_on_disk(files: Sequence[Path], size: int, resize: str, folder: Path) -
             if kept.exists():
                 log.info("Tiles: %d found decoded in %s.", len(files), kept)
             else:
-                for outdated in folder.glob(f"{place}-*"):
+                for outdated in (*folder.glob(f"{place}-*"), *folder.glob(f".{place}-*")):  # or half written
                     with suppress(PermissionError):  # Windows keeps a file that another run has mapped
                         outdated.unlink()
                 _write(kept, files, size, resize)
             return MappedTiles(kept, size)
-    except OSError as error:
+    except (OSError, WriteError) as error:
         raise UserError(
             f"The decoded tiles cannot be kept ({error}). Name a folder that can be written, on a disk with room, by "
             f"data.cache_dir, or take data.cache=none. Received: {folder}"
@@ -154,17 +155,9 @@ def _write(kept: Path, files: Sequence[Path], size: int, resize: str) -> None:
     needed, free = len(files) * 3 * size**2, shutil.disk_usage(kept.parent).free
     if needed > free:
         raise _too_large(needed, f"{free / 1e9:.1f} GB are free in {kept.parent}")
-    unfinished = kept.with_suffix(".part")
-    try:
-        with unfinished.open("wb") as stream:
-            for _, some in decode(files, size, resize):
-                stream.write(some.numpy().data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(kept)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with replacing(kept) as unfinished, unfinished.open("wb") as stream:
+        for _, some in decode(files, size, resize):
+            stream.write(some.numpy().data)
     log.info("Tiles: %d decoded into %s (%.0f MB), for all runs to come.", len(files), kept, needed / 1e6)
 
 

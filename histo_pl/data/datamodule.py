@@ -43,6 +43,7 @@ from histo_pl.data.tiles import (
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE, find_files
 from histo_pl.speed import usable_cores
+from histo_pl.stopping import die_with_parent
 
 MAX_WORKERS = 8  # beyond which one GPU gains little, and memory is lost
 
@@ -267,7 +268,8 @@ class HistologyDataModule(L.LightningDataModule):
         else:
             tiles = self._embedded("train", self.features)
         weights = self._weights(len(tiles)) if self.balanced else None
-        return self._loader(tiles, ShuffledSampler(len(tiles), self.seed, *self._place(), weights=weights))
+        sampler = ShuffledSampler(len(tiles), self.seed, *self._place(), weights=weights, epoch=self._epoch())
+        return self._loader(tiles, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation tiles in a fixed order, never augmented."""
@@ -306,6 +308,7 @@ class HistologyDataModule(L.LightningDataModule):
             pin_memory=self.pin_memory,
             prefetch_factor=self.prefetch_factor if workers else None,
             persistent_workers=workers > 0,
+            worker_init_fn=die_with_parent,
         )
 
     def _embedded(self, part: Part, features: Mapping[str, torch.Tensor]) -> EmbeddedTiles:
@@ -322,6 +325,13 @@ class HistologyDataModule(L.LightningDataModule):
         classes = [self._class_of[path] for path in self.paths("train")]
         counts = Counter(classes)
         return [1 / counts[name] for name in classes] * (draws // len(classes))
+
+    def _epoch(self) -> int:
+        """The epoch that is next: after a resume Lightning says it to the sampler too late for the first batches."""
+        if not self.trainer:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return progress.processed
 
     def _place(self) -> tuple[int, int]:
         """This process among all, and their number: the samplers share the tiles out themselves."""

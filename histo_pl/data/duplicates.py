@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from histo_pl.data.splits import Part, Tile
+from histo_pl.errors import ImageError
 
 CONTENT_BYTES = 8  # of a hash: two of a million different tiles share one with a probability of 3e-8
 
@@ -16,9 +17,18 @@ def content_hash(file: Path) -> str:
 
     Args:
         file: Any file.
+
+    Raises:
+        ImageError: The file cannot be read: a broken link, or no permission.
     """
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=CONTENT_BYTES)).hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=CONTENT_BYTES)).hexdigest()
+    except OSError as error:
+        link = "a link to a file that is not there" if file.is_symlink() and not file.exists() else error.strerror
+        raise ImageError(
+            f"This file cannot be read ({link}). Mend it or take it out of the folder. Received: {file}"
+        ) from error
 
 
 def hash_files(files: Sequence[Path]) -> list[str]:

@@ -4,13 +4,14 @@ import csv
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from histo_pl.data.table import read_table
 from histo_pl.errors import UserError
+from histo_pl.storage import replacing_text
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -240,7 +241,7 @@ def write_split(file: Path, tiles: Iterable[Tile], parts: Mapping[str, Part]) ->
         tiles: All tiles.
         parts: The part of each path.
     """
-    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+    with replacing_text(file) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
         for tile in sorted(tiles, key=lambda tile: tile.path):
@@ -264,15 +265,27 @@ def read_split(file: Path, tiles: Iterable[Tile]) -> dict[str, Part]:
     for path, part in _rows(file):
         if parts.setdefault(path, part) != part:
             raise UserError(f"data.split_file gives a tile two parts. Expected one. Received: {path} in {file}")
-    paths = {tile.path for tile in tiles}
-    for path in sorted(parts.keys() ^ paths):
-        what = "is in the folder but not in the split" if path in paths else "is in the split but not on disk"
+    difference = describe_difference(parts.keys(), {tile.path for tile in tiles})
+    if difference:
         raise UserError(
-            f"data.split_file does not fit the folder: {path} {what} "
-            f"({len(parts.keys() ^ paths)} such tiles). Mend the file, or split afresh without it. "
-            f"Received: {file}"
+            f"data.split_file does not fit the folder: {difference}. Mend the file or the folder, or split afresh "
+            f"without it. Received: {file}"
         )
     return parts
+
+
+def describe_difference(split: Set[str], folder: Set[str]) -> str:
+    """Tell which tiles a split and a folder do not share.
+
+    Args:
+        split: The paths of the split.
+        folder: Those on disk.
+
+    Returns:
+        Such as `2 tiles of the folder are not in the split, such as a.png`; empty if they are the same.
+    """
+    sides = ((folder - split, "of the folder are not in the split"), (split - folder, "of the split are not on disk"))
+    return " and ".join(f"{len(paths)} tiles {what}, such as {min(paths)}" for paths, what in sides if paths)
 
 
 def _rows(file: Path) -> Iterable[tuple[str, Part]]:

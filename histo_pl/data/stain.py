@@ -1,5 +1,6 @@
 """Other laboratories' stains, as an augmentation."""
 
+import math
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class RandomStain(v2.Transform):
 
     def __init__(self, scale: float = 0.5, shift: float = 0.12) -> None:
         super().__init__()
-        if not 0 <= scale <= 1 or shift < 0:
+        if not 0 <= scale <= 1 or not 0 <= shift < math.inf:
             raise UserError(
                 f"The stain augmentation is out of range. Expected a scale from 0 to 1 and a shift of at least 0. "
                 f"Received: scale={scale} shift={shift}"

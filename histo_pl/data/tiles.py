@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from histo_pl.data.augment import KerasRandomAffine
 from histo_pl.data.cache import MappedTiles
 from histo_pl.errors import UserError
-from histo_pl.images import RESIZE, is_image, read_tile
+from histo_pl.images import RESIZE, find_files, is_image, read_tile
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -55,13 +55,44 @@ class TileFolder(ImageFolder):
         self.resize = resize
         self.positive_class = ""
         try:
-            super().__init__(str(root), is_valid_file=self._is_tile)
+            super().__init__(str(root))
         except FileNotFoundError as error:
             raise UserError(f"A class folder has no images. Received: {root} ({error})") from error
 
-    def _is_tile(self, path: str) -> bool:
-        hidden = any(part.startswith((".", "__")) for part in Path(path).relative_to(self.root).parts)
-        return is_image(path) and not hidden
+    @staticmethod
+    def make_dataset(
+        directory: str | Path,
+        class_to_idx: dict[str, int],
+        extensions: tuple[str, ...] | None = None,
+        is_valid_file: Callable[[str], bool] | None = None,
+        allow_empty: bool = False,
+    ) -> list[tuple[str, int]]:
+        """List the tiles as `find_files` does: torchvision's own list follows a link in a circle.
+
+        Args:
+            directory: The data set's root.
+            class_to_idx: Each class folder's place among them.
+            extensions: Not used.
+            is_valid_file: Not used.
+            allow_empty: Not used.
+
+        Returns:
+            Each tile's file and its class.
+
+        Raises:
+            FileNotFoundError: A class folder has no images.
+        """
+        samples = [
+            (str(file), index)
+            for name, index in class_to_idx.items()
+            for file in find_files(Path(directory, name))
+            if is_image(file)
+        ]
+        found = {index for _, index in samples}
+        empty = [name for name, index in class_to_idx.items() if index not in found]
+        if empty:
+            raise FileNotFoundError(f"Found no images in {', '.join(empty)}")
+        return samples
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """List the class folders, leaving out hidden ones.
@@ -209,17 +240,24 @@ class ShuffledSampler(Sampler[int]):
         rank: This process, from 0.
         world_size: Number of processes.
         weights: How often each tile is drawn relative to the others, with replacement; None: each once.
+        epoch: The epoch (from 0) of the first pass, which processes that read ahead begin before `set_epoch`.
     """
 
     def __init__(
-        self, length: int, seed: int, rank: int = 0, world_size: int = 1, weights: Sequence[float] | None = None
+        self,
+        length: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: Sequence[float] | None = None,
+        epoch: int = 0,
     ) -> None:
         self.length = length
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.weights = weights
-        self.epoch = 0
+        self.epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0) that the next pass draws; Lightning calls this."""

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from histo_pl.evaluation.measures import ECE_BINS, bin_of
 from histo_pl.evaluation.scores import Scores
+from histo_pl.storage import replacing
 
 TRAIN, VAL = "#2a6f97", "#d1495b"
 TILES, CASES = "#2a6f97", "#e08e45"
@@ -213,7 +214,8 @@ def save(figures: Mapping[str, Figure], folder: Path) -> None:
         folder: Where to write.
     """
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
+        with replacing(folder / f"{name}.png") as unfinished:
+            figure.savefig(unfinished)
 
 
 def _cumulated(scores: Scores) -> tuple[np.ndarray, np.ndarray]:

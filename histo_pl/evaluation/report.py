@@ -19,6 +19,7 @@ from histo_pl.evaluation import plots
 from histo_pl.evaluation.measures import NAMES
 from histo_pl.evaluation.scores import Scores
 from histo_pl.images import read_rgb
+from histo_pl.storage import replacing_text
 
 WORST = 12  # mistakes shown, of each kind half
 THUMBNAIL = 132  # pixels
@@ -84,7 +85,8 @@ class Report:
         ]
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in self.notes)
         body = f"<header><h1>{escape(self.title)}</h1>{notes}</header>" + "".join(sections)
-        file.write_text(PAGE.replace("TITLE", escape(self.title)).replace("BODY", body), encoding="utf-8")
+        with replacing_text(file, errors="backslashreplace") as stream:
+            stream.write(PAGE.replace("TITLE", escape(self.title)).replace("BODY", body))
 
 
 def format_estimate(level: Mapping[str, Any], name: str) -> str:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from histo_pl.errors import UserError
 from histo_pl.evaluation.metrics import binary_metrics
 from histo_pl.models.freezing import ALL, freeze_all_but
-from histo_pl.models.network import build_network, to_probability
+from histo_pl.models.network import FORMAT_VERSION, build_network, to_probability
 
 Stage = Literal["train", "val"]
 
@@ -33,6 +34,8 @@ class TileClassifier(L.LightningModule):
         rule: How the threshold was chosen, for people.
         refer: Two probabilities between which an answer is too uncertain; None: all are answered.
         seen: The part, train or val, of every tile that had a part in the training, by the hash of its file.
+        finished: Whether the training ended, so that the weights are calibrated and tested.
+        format_version: Of the checkpoint's contents, see `inference.checkpoint`.
         optimizer: Makes the optimiser from the network; None: it can only predict.
         scheduler: Makes the schedule of the learning rate from the optimiser and the number of steps; None: no change.
         trainable: The parts of the backbone that learn, see `freeze_all_but`.
@@ -52,6 +55,8 @@ class TileClassifier(L.LightningModule):
         rule: str = "fixed",
         refer: Sequence[float] | None = None,
         seen: Mapping[str, str] | None = None,
+        finished: bool = False,
+        format_version: int = FORMAT_VERSION,
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
         trainable: str | Sequence[str] = ALL,
@@ -103,7 +108,13 @@ class TileClassifier(L.LightningModule):
         """Make the optimiser and, if there is one, the schedule, which steps with it."""
         if self.optimizer is None:
             raise RuntimeError("this classifier was made without an optimiser, so it can only predict")
-        optimizer = self.optimizer(self.network)
+        try:
+            optimizer = self.optimizer(self.network)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"The optimiser does not take these settings ({error}). Expected those of its file in conf/optim. "
+                f"Received: {getattr(self.optimizer, 'keywords', {})}"
+            ) from error
         if self.scheduler is None:
             return optimizer
         schedule = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))

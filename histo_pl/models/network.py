@@ -19,6 +19,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(torchvision_backbone, name) for name in TORCHVISION},
     "timm": timm_backbone,
 }
+FORMAT_VERSION = 2  # of checkpoints; those of version 1 do not say it
 PREPROCESSING = ("stain", "mean", "std")
 
 

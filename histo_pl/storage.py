@@ -1,0 +1,167 @@
+"""Files: whole or absent at every moment, read without running code, in folders of one run each."""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from histo_pl.errors import UserError, WriteError
+
+_unfinished: set[Path] = set()  # what `discard_unfinished` removes
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Write a file that takes another's place in one step.
+
+    What stood there stays until the new file is complete and on the disk, and for good if anything fails. The new one
+    is written in the same folder: across file systems a rename would be a copy into the old file.
+
+    Args:
+        file: The file to write.
+
+    Yields:
+        A hidden path beside it, to write to.
+
+    Raises:
+        WriteError: The disk is full, the folder is gone or cannot be written.
+    """
+    unfinished = file.with_name(f".{file.stem}.part{file.suffix}")
+    _unfinished.add(unfinished)
+    try:
+        yield unfinished
+        _flush(unfinished)
+        unfinished.replace(file)
+        _flush(file.parent)
+    except OSError as error:
+        raise WriteError(
+            f"A file cannot be written ({error.strerror or error}). Expected a folder that can be written, on a disk "
+            f"with room. Received: {file}"
+        ) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        _unfinished.discard(unfinished)
+
+
+@contextmanager
+def replacing_text(file: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
+    """Write a text in UTF-8 that takes a file's place in one step, see `replacing`.
+
+    Args:
+        file: The file to write.
+        errors: What becomes of a file's name that is not Unicode, as in `open`: its own bytes, by default.
+
+    Yields:
+        The open stream; lines end as they are written.
+    """
+    with replacing(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8", errors=errors) as stream:
+        yield stream
+
+
+def save_tensors(contents: Any, file: Path) -> None:  # noqa: ANN401
+    """Write what `torch.save` takes, in one step.
+
+    Args:
+        contents: Plain values and tensors.
+        file: The file to write.
+
+    Raises:
+        WriteError: As `replacing`.
+    """
+    import torch
+
+    with replacing(file) as unfinished:
+        try:
+            with unfinished.open("wb") as stream:
+                torch.save(contents, stream)
+        except RuntimeError as error:  # PyTorch's writer, on its way out, hides the reason
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def load_tensors(file: Path) -> Any:  # noqa: ANN401
+    """Read what `torch.save` wrote, without running any code that the file may hold.
+
+    Args:
+        file: Of any version of PyTorch; one of 1.6 or later is mapped into memory, not read.
+
+    Returns:
+        Plain values and tensors, on the CPU.
+
+    Raises:
+        pickle.UnpicklingError: The file holds code.
+        RuntimeError: The file is damaged or of another kind; EOFError, KeyError, ValueError, OSError too.
+    """
+    import torch
+
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
+def new_folder(pattern: str) -> str:
+    """Make a folder that nobody else has, numbered if the name is taken.
+
+    Args:
+        pattern: The folder's path, in which `strftime`'s codes stand for the time.
+
+    Returns:
+        Its path. Where none can be made it does not exist, and the first to write into it will say why.
+    """
+    name = datetime.now().strftime(pattern)
+    for path in (Path(name), *(Path(f"{name}-{number}") for number in range(2, 1000))):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except FileExistsError:
+            continue
+        except OSError:
+            pass
+        return str(path)
+    return name
+
+
+def refuse_results(folder: Path, names: tuple[str, ...], key: str) -> None:
+    """Refuse a folder that holds another run's results.
+
+    Args:
+        folder: The folder that the user named.
+        names: Files that only such results have.
+        key: The option that named it, for the message.
+
+    Raises:
+        UserError: One of the files is there.
+    """
+    found = [name for name in names if (folder / name).exists()]
+    if found:
+        raise UserError(
+            f"This folder holds the results of another run ({', '.join(found)}), which would be lost. Expected a new "
+            f"folder. Leave {key} out, or name another. Received: {folder}"
+        )
+
+
+def discard_unfinished() -> None:
+    """Remove what is only half written, before the process ends."""
+    for path in list(_unfinished):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk; some systems cannot do that for a folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

@@ -136,8 +136,8 @@ def _start_of_run(path: str, weights: str | None, spec: Mapping[str, Any], data:
     if changed:
         raise UserError(
             f"{len(changed)} of the {len(trained)} training and validation tiles are not those that the run to go on "
-            f"with was trained on, such as {changed[0]}: their content has changed. Put the old files back, or start a new "
-            f"run, from its weights if you like: model.weights={Path(path).with_name('best.ckpt')}. "
+            f"with was trained on, such as {changed[0]}: their content has changed. Put the old files back, or start a "
+            f"new run, from its weights if you like: model.weights={Path(path).with_name('best.ckpt')}. "
             f"Received: resume={path}"
         )
     origin = old_data.get("pretrained_on")

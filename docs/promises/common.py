@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+LONGEST = 60  # seconds to wait for the end of a stopped program
+
 ROOT = Path(__file__).parents[2]
 
 # A run of seconds: drawn tiles, two processes that read them.
@@ -63,8 +65,8 @@ class Program:
             os.killpg(self.process.pid, number)
         else:
             self.process.send_signal(number)
-        self.process.wait(60)
-        while processes_left(self.process.pid) and time.monotonic() - began < 60:
+        self.process.wait(LONGEST)
+        while processes_left(self.process.pid) and time.monotonic() - began < LONGEST:
             time.sleep(0.02)
         return time.monotonic() - began
 

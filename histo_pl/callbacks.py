@@ -3,8 +3,6 @@
 import csv
 import logging
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +10,22 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from histo_pl.data.tiles import stable_seed
-from histo_pl.errors import UserError
 from histo_pl.models import KerasCNN
-from histo_pl.storage import replacing, replacing_text, save_tensors
+from histo_pl.storage import replacing_text, save_tensors
 
 log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """A `ModelCheckpoint` that, when a run goes on in another folder, takes the best weights along.
+    """A `ModelCheckpoint` that, when a run goes on in another folder, knows the best weights there.
 
     Lightning's own forgets the best score as soon as the folder changes, and calls the next epoch the best.
 
     Args:
-        resume: The last.ckpt that the run goes on from; its best weights lie beside it. None: a new run.
+        resume: The last.ckpt that the run goes on from, see `run_folder.take_folder`. None: a new run.
         **options: As for `ModelCheckpoint`.
     """
 
@@ -38,42 +34,20 @@ class BestCheckpoint(ModelCheckpoint):
         self.resume = resume
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and, in the new folder, its weights.
+        """Restore the best score, and where its weights lie now.
 
         Args:
             state_dict: What the interrupted run saved.
-
-        Raises:
-            UserError: The interrupted run's best weights are gone.
         """
         if state_dict["best_model_path"] and self.resume:
-            old = Path(self.resume).with_name(Path(state_dict["best_model_path"]).name)
-            new = Path(str(self.dirpath)) / old.name
-            _bring(old, new)
+            new = str(Path(str(self.dirpath), Path(state_dict["best_model_path"]).name))
             state_dict = state_dict | {
                 "dirpath": self.dirpath,
-                "best_model_path": str(new),
-                "kth_best_model_path": str(new),
-                "best_k_models": {str(new): state_dict["best_model_score"]},
+                "best_model_path": new,
+                "kth_best_model_path": new,
+                "best_k_models": {new: state_dict["best_model_score"]},
             }
         super().load_state_dict(state_dict)
-
-
-@rank_zero_only
-def _bring(old: Path, new: Path) -> None:
-    if not old.is_file():
-        raise UserError(
-            f"The interrupted run's best weights are gone, so this run could not tell which epoch was the "
-            f"best. Put the file back. Received: {old}"
-        )
-    if new.exists() and new.samefile(old):  # the run goes on in its own folder
-        return
-    new.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(old, new)  # half a gigabyte at 512 px; a save replaces the link and leaves the old file alone
-    except OSError:
-        with replacing(new) as unfinished:
-            shutil.copyfile(old, unfinished)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -98,16 +72,31 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class StopEarly(EarlyStopping):
-    """An `EarlyStopping` that stays stopped: a run that is resumed after its last epoch trains no other."""
+    """An `EarlyStopping` that stays stopped: a run that is resumed after its last epoch trains no other.
+
+    Attributes:
+        stopped: Whether it has ended the training.
+    """
+
+    stopped = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop at once if the interrupted run had decided to."""
-        if self._stopped:
-            trainer.should_stop = True
+        trainer.should_stop = trainer.should_stop or self.stopped
 
-    @property
-    def _stopped(self) -> bool:
-        return self.stopped_epoch > 0 or self.wait_count >= self.patience
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Decide, and note it before the checkpoint is written."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self.stopped = trainer.should_stop
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return super().state_dict() | {"stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint; older ones do not say whether the training had ended."""
+        super().load_state_dict(state_dict)
+        self.stopped = state_dict.get("stopped", False)
 
 
 class EpochSeeds(Callback):

@@ -1,6 +1,8 @@
 """A run's folder: taken by one run alone, and what is said of it wherever the run stops."""
 
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,24 +13,24 @@ from lightning.pytorch.trainer.states import TrainerFn
 from histo_pl.command_line import command_line
 from histo_pl.errors import UserError, WriteError
 from histo_pl.stopping import on_stop
-from histo_pl.storage import refuse_results
+from histo_pl.storage import refuse_results, replacing
 
-CONFIG, LAST = "config.yaml", "last.ckpt"
-RESULTS = (CONFIG, "results.json", "best.ckpt", LAST)  # what tells that a folder is a run's
-KEPT = (LAST, "best.ckpt", "split.csv", CONFIG)
+CONFIG, BEST, LAST = "config.yaml", "best.ckpt", "last.ckpt"
+RESULTS = (CONFIG, "results.json", BEST, LAST)  # what tells that a folder is a run's
+KEPT = (LAST, BEST, "split.csv", CONFIG)
 
 WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 
 def take_folder(folder: Path, resume: str | None) -> None:
-    """Take a folder for a run; of several runs at once only one can.
+    """Take a folder for a run, of several at once only for one, and bring what a run that goes on has kept.
 
     Args:
         folder: Made if it is not there.
         resume: The last.ckpt to go on from; one that lies in the folder is the same run.
 
     Raises:
-        UserError: The folder holds another run's results.
+        UserError: The folder holds another run's results, or the interrupted run's best weights are gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if resume is not None and Path(resume).parent.resolve() == folder.resolve():
@@ -38,6 +40,22 @@ def take_folder(folder: Path, resume: str | None) -> None:
         (folder / CONFIG).touch(exist_ok=False)
     except FileExistsError:
         refuse_results(folder, RESULTS, "run_dir")
+    if resume is not None:
+        _bring(Path(resume).with_name(BEST), folder / BEST)
+        _bring(Path(resume), folder / LAST)
+
+
+def _bring(old: Path, new: Path) -> None:
+    if not old.is_file():
+        raise UserError(
+            f"The interrupted run's best weights are gone, so this run could not tell which epoch was the "
+            f"best. Put the file back. Received: {old}"
+        )
+    try:
+        os.link(old, new)  # half a gigabyte at 512 px; a save replaces the link and leaves the old file alone
+    except OSError:
+        with replacing(new) as unfinished:
+            shutil.copyfile(old, unfinished)
 
 
 @contextmanager

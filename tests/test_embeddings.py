@@ -10,8 +10,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torchvision.transforms import v2
 
+from histo_pl import embeddings
 from histo_pl.data import HistologyDataModule
+from histo_pl.data.augment import RandomDihedral, RandomZoom
+from histo_pl.data.stain import RandomStain
+from histo_pl.data.tiles import augmented
 from histo_pl.embeddings import Embedder, EmbeddingStore, fingerprint
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor, load_model
@@ -140,6 +145,36 @@ def test_another_encoder_has_another_fingerprint() -> None:
     }
     assert len(prints) == 4
     assert fingerprint(one, {"name": "x"}, 32, "bilinear") in prints
+
+
+def test_another_recipe_has_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = nn.Linear(2, 2)
+    before = fingerprint(encode, {"name": "x"}, 32, "bilinear")
+    monkeypatch.setattr(embeddings, "RECIPE", embeddings.RECIPE + 1)
+    assert fingerprint(encode, {"name": "x"}, 32, "bilinear") != before
+
+
+# Means of 4 x 4 blocks of a tile's red, green and blue as RECIPE 2 augments it, by the seed. Kept features are found
+# again by RECIPE: whoever changes one of these numbers must raise it, or a store gives what older code computed.
+AUGMENTED = {
+    5: """
+        78 111 147 185   75 108 143 181   72 104 139 177   70 101 136 173
+       104 120 136 153   85 100 114 131   67  81  94 109   50  63  75  89
+        77  97 117 139   73  87 101 117   68  78  87  97   63  68  73  78""",  # larger, turned, mirrored
+    29: """
+        57  54  49  46   94  91  85  82  163 160 155 153  209 207 203 202
+        93  75  46  30  115  95  64  45  151 129  94  73  174 151 114  92
+        73  71  67  65  100  91  77  69  147 127  95  76  178 150 105  80""",  # smaller, turned
+}
+
+
+@pytest.mark.parametrize("seed", AUGMENTED)
+def test_whoever_changes_the_augmentation_must_raise_the_recipe(seed: int) -> None:
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    tile = torch.stack([60 + 5 * x + y // 2, 40 + 2 * x + 3 * y, 90 + x * y // 8]).to(torch.uint8)
+    changed = augmented(tile, v2.Compose([RandomZoom(), RandomDihedral(), RandomStain()]), seed)
+    means = changed.float().reshape(3, 4, 8, 4, 8).mean((2, 4))
+    assert means.flatten().tolist() == pytest.approx([float(mean) for mean in AUGMENTED[seed].split()], abs=2.0)
 
 
 def test_a_file_that_is_no_store_is_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import csv
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from histo_pl.command_line import quote
+from histo_pl.data import HistologyDataModule
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor, load_model
 from histo_pl.training import train
@@ -230,3 +233,28 @@ def test_program_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
         assert message in errors[0]
         assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "data").iterdir() if path.name != "demo"] == ["benign"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), marks=pytest.mark.xfail(reason="the plots' title takes no such name", strict=True), id="own"),
+        pytest.param(("data.name=plain",), id="plain"),
+    ],
+)
+def test_names_that_are_not_utf_8_come_through(tmp_path: Path, options: tuple[str, ...]) -> None:
+    root, run = tmp_path / os.fsdecode(b"t\xff"), tmp_path / "run"
+    for seed in range(24):
+        name = os.fsdecode(b"t\xff%d.png" % seed) if seed % 3 else f"{seed}.png"
+        draw_image(root / ("benign", "malignant")[seed % 2] / name, seed, (32, 32))
+    results = train(
+        compose_config("train", "data=folder", *TINY, *options, f"data.root={quote(str(root))}", f"run_dir={run}")
+    )
+    assert sum(part["tiles"] for part in results["data"]["parts"].values()) == 24
+    for name in ("report.html", "predictions.csv", "config.yaml"):
+        assert (run / name).stat().st_size > 0
+    assert json.loads((run / "results.json").read_text())["test"] == results["test"]
+    assert load_model(run / "best.ckpt").finished
+    data = HistologyDataModule(root, split_file=run / "split.csv")
+    data.setup()  # it reads the names back
+    assert len(data.parts) == 24

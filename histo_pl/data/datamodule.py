@@ -309,6 +309,7 @@ class HistologyDataModule(L.LightningDataModule):
             prefetch_factor=self.prefetch_factor if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=die_with_parent,
+            generator=torch.Generator(),  # of its own: what the network draws must not depend on when tiles are read
         )
 
     def _embedded(self, part: Part, features: Mapping[str, torch.Tensor]) -> EmbeddedTiles:

@@ -7,7 +7,8 @@ import torch
 from torchvision.transforms import v2
 
 from histo_pl.data import HistologyDataModule
-from histo_pl.errors import UserError
+from histo_pl.errors import ImageError, UserError
+from histo_pl.images import find_files
 from tests.conftest import BREAKHIS, draw_image
 
 MakeFolder = Callable[..., Path]
@@ -120,6 +121,44 @@ def test_files_that_are_no_images_are_named(make_folder: MakeFolder) -> None:
     data = open_folder(root)
     assert data.other_files() == ["stray.png", "benign/notes.txt"]
     assert len(data.tiles) == 10
+
+
+def test_a_link_in_a_circle_is_counted_once(make_folder: MakeFolder) -> None:
+    root = make_folder({"benign": 10, "malignant": 10, "malignant/deep": 2})
+    for link, target in (("benign/again", "benign"), ("malignant/deep/up", "malignant"), ("malignant/all", ".")):
+        (root / link).symlink_to(root / target)
+    (root / "benign" / "relative").symlink_to("..")
+    files = list(find_files(root))
+    assert len(files) == len(set(files)) == 22
+    assert len(open_folder(root).tiles) == 22
+
+
+@pytest.mark.xfail(reason="of two links that lead to each other's folder, each is followed 40 times", strict=True)
+def test_two_links_that_lead_to_each_other_make_no_circle(make_folder: MakeFolder) -> None:
+    root = make_folder({"benign": 10, "malignant": 10})
+    (root / "benign" / "other").symlink_to(root / "malignant")
+    (root / "malignant" / "other").symlink_to(root / "benign")
+    assert len(list(find_files(root))) <= 40
+
+
+def test_a_link_to_another_folder_is_followed(make_folder: MakeFolder) -> None:
+    root = make_folder({"benign": 10, "malignant": 10})
+    elsewhere = make_folder({"archive": 5}, root="elsewhere") / "archive"
+    (root / "benign" / "more").symlink_to(elsewhere)
+    data = open_folder(root)
+    assert [tile.path for tile in data.tiles if "more" in tile.path] == [
+        f"benign/more/tile{number:03}.png" for number in range(5)
+    ]
+    assert len(data.tiles) == 25
+
+
+def test_a_broken_link_is_named(make_folder: MakeFolder) -> None:
+    root = make_folder({"benign": 10, "malignant": 10})
+    (root / "benign" / "x.png").symlink_to(root / "moved.png")
+    with pytest.raises(ImageError, match="a link to a file that is not there") as caught:
+        len(open_folder(root).hashes)
+    assert str(root / "benign" / "x.png") in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not BREAKHIS.is_dir(), reason="the BreakHis tiles are not beside this repository")

@@ -111,18 +111,29 @@ def test_a_split_survives_its_file_with_any_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,split\na/0.png,train\n", "in the folder but not in the split"),
-        ("path,split\na/0.png,train\na/1.png,test\na/2.png,test\n", "in the split but not on disk"),
+        ("path,split\na/0.png,train\n", "1 tiles of the folder are not in the split, such as a/1.png"),
+        (
+            "path,split\na/0.png,train\na/1.png,test\na/2.png,test\n",
+            "1 tiles of the split are not on disk, such as a/2.png",
+        ),
         ("path,split\na/0.png,train\na/1.png,hold\n", "unknown part in line 3"),
         ("file,split\n", "lacks a column"),
         ("path,split\na/0.png,train\na/1.png,test\na/0.png,test\n", "two parts"),
-        ("split,path\ntrain\n", "in the split but not on disk"),
+        ("split,path\ntrain\n", "1 tiles of the split are not on disk"),
     ],
 )
 def test_a_split_file_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         read_split(tmp_path / "split.csv", tiles_of({"a": 2}))
+
+
+def test_a_renamed_tile_is_counted_on_both_sides(tmp_path: Path) -> None:
+    (tmp_path / "split.csv").write_text("path,split\na/0.png,train\na/b.png,test\n")
+    with pytest.raises(UserError) as caught:
+        read_split(tmp_path / "split.csv", tiles_of({"a": 2}))
+    assert "1 tiles of the folder are not in the split, such as a/1.png" in str(caught.value)
+    assert "1 tiles of the split are not on disk, such as a/b.png" in str(caught.value)
 
 
 def test_a_split_file_from_excel_is_read(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,15 @@ def test_all_eight_views_are_drawn(tile: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: RandomStain(1.5), lambda: RandomStain(shift=-1), lambda: RandomZoom(0.4), lambda: RandomZoom(1.5, 1.2)],
+    [
+        lambda: RandomStain(1.5),
+        lambda: RandomStain(shift=-1),
+        lambda: RandomStain(shift=math.nan),
+        lambda: RandomStain(shift=math.inf),
+        lambda: RandomStain(scale=math.nan),
+        lambda: RandomZoom(0.4),
+        lambda: RandomZoom(1.5, 1.2),
+    ],
 )
 def test_ranges_that_cannot_be_are_refused(make: object) -> None:
     with pytest.raises(UserError, match="Received"):

@@ -1,4 +1,6 @@
+import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,13 @@ def test_best_and_last_both_load(trained: Path) -> None:
     assert best.threshold == 0.5
 
 
+def test_a_checkpoint_says_whether_its_training_ended(trained: Path) -> None:
+    best, last = load_model(trained / "best.ckpt"), load_model(trained / "last.ckpt")
+    assert best.finished and not last.finished
+    assert best.trained_on == "synthetic demo"
+    assert last.trained_on == "synthetic demo (not finished: not calibrated, not tested)"
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "tensor", "another", "pickle", "resize"])
 def test_another_file_is_refused_in_one_line(tmp_path: Path, trained: Path, kind: str) -> None:
     file = tmp_path / "x.ckpt"
@@ -69,18 +78,53 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, trained: Path, kind
     assert str(file) in str(caught.value)
 
 
-def test_latest_is_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_checkpoint_without_its_end_is_called_damaged(tmp_path: Path, trained: Path, share: float) -> None:
+    whole = (trained / "best.ckpt").read_bytes()
+    (tmp_path / "x.ckpt").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match="damaged: its end is missing") as caught:
+        load_model(tmp_path / "x.ckpt")
+    assert str(tmp_path / "x.ckpt") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, trained: Path) -> None:
+    contents = torch.load(trained / "best.ckpt", weights_only=True)
+    contents["hyper_parameters"]["format_version"] = 99
+    torch.save(contents, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"newer histo_pl.*Received: format 99 in .*x\.ckpt"):
+        load_model(tmp_path / "x.ckpt")
+
+
+def put_run(folder: str, checkpoint: Path, started: float) -> Path:
+    """Copy a checkpoint as the best.ckpt of a run that began at some time."""
+    file = Path(folder, "best.ckpt")
+    file.parent.mkdir(parents=True)
+    shutil.copyfile(checkpoint, file)
+    os.utime(file, (started, started))
+    return file
+
+
+def test_latest_is_the_newest_run_that_has_finished(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no run yet"):
         find_checkpoint("latest")
-    for age, name in enumerate(("multirun/d/t/0", "outputs/d/u", "outputs/d/t")):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        (folder / "best.ckpt").touch()
-        os.utime(folder / "best.ckpt", (1e9 - age, 1e9 - age))
-    assert find_checkpoint("latest") == Path("multirun/d/t/0/best.ckpt")
-    (tmp_path / "outputs/d/t/config.yaml").touch()  # a resumed run: its best.ckpt is an old one's
-    assert find_checkpoint("latest") == Path("outputs/d/t/best.ckpt")
+    stopped = put_run("outputs/d/v", trained / "last.ckpt", 1e9)
+    with pytest.raises(UserError, match=r"No run here has finished.*outputs/d/v"):
+        find_checkpoint("latest")
+    old = put_run("outputs/d/t", trained / "best.ckpt", 1e9 - 3)
+    new = put_run("multirun/d/t/0", trained / "best.ckpt", 1e9 - 2)
+    with caplog.at_level(logging.WARNING, "histo_pl"):
+        assert find_checkpoint("latest") == new
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Passed over, as its training has not finished: {stopped}"
+    ]
+    old.with_name("config.yaml").touch()  # a resumed run: its best.ckpt is an old one's
+    caplog.clear()
+    assert find_checkpoint("latest") == old
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

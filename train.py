@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from histo_pl.command_line import job, run_program
+from histo_pl.program import job, run_program
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

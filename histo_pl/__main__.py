@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from histo_pl.command_line import one_line_errors
+from histo_pl.command_line import one_line_errors, prepare_process
 
 CONVERT = """\
 Convert a Keras model of the notebook's network to a checkpoint of histo_pl, or a checkpoint to a Keras model.
@@ -161,4 +161,5 @@ def _convert(**options: Any) -> str:  # noqa: ANN401
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

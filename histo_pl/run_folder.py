@@ -4,25 +4,27 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lightning as L
+from filelock import FileLock, Timeout  # which PyTorch needs itself
 from lightning.pytorch.trainer.states import TrainerFn
 
-from histo_pl.command_line import command_line
 from histo_pl.errors import UserError, WriteError
+from histo_pl.program import command_line
 from histo_pl.stopping import on_stop
 from histo_pl.storage import refuse_results, replacing
 
 CONFIG, BEST, LAST = "config.yaml", "best.ckpt", "last.ckpt"
-RESULTS = (CONFIG, "results.json", BEST, LAST)  # what tells that a folder is a run's
+RESULTS = ("results.json", BEST, LAST)  # what tells that a folder is a run's
 KEPT = (LAST, BEST, "split.csv", CONFIG)
 
 WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 
-def take_folder(folder: Path, resume: str | None) -> None:
+@contextmanager
+def taken(folder: Path, resume: str | None) -> Iterator[None]:
     """Take a folder for a run, of several at once only for one, and bring what a run that goes on has kept.
 
     Args:
@@ -33,16 +35,22 @@ def take_folder(folder: Path, resume: str | None) -> None:
         UserError: The folder holds another run's results, or the interrupted run's best weights are gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if resume is not None and Path(resume).parent.resolve() == folder.resolve():
-        return
-    refuse_results(folder, RESULTS, "run_dir")
+    lock = FileLock(folder / ".lock")
     try:
-        (folder / CONFIG).touch(exist_ok=False)
-    except FileExistsError:
-        refuse_results(folder, RESULTS, "run_dir")
-    if resume is not None:
-        _bring(Path(resume).with_name(BEST), folder / BEST)
-        _bring(Path(resume), folder / LAST)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another run is writing into this folder. Name another run_dir. Received: {folder}") from None
+    try:
+        if resume is None or Path(resume).parent.resolve() != folder.resolve():
+            refuse_results(folder, RESULTS, "run_dir")
+            if resume is not None:
+                _bring(Path(resume).with_name(BEST), folder / BEST)
+                _bring(Path(resume), folder / LAST)
+        yield
+    finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _bring(old: Path, new: Path) -> None:

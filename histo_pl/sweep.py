@@ -7,8 +7,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from histo_pl.command_line import FAILED
 from histo_pl.errors import UserError
+from histo_pl.program import FAILED
 
 
 class SweepReport(Callback):

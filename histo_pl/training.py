@@ -52,7 +52,7 @@ from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.classifier import TileClassifier
 from histo_pl.models.freezing import ALL
 from histo_pl.models.weights import resolve_spec
-from histo_pl.run_folder import kept_files_named, start_again, take_folder
+from histo_pl.run_folder import kept_files_named, start_again, taken
 from histo_pl.speed import fast_precision, keep_freed_memory
 from histo_pl.start import Start, find_start
 from histo_pl.stopping import on_stop
@@ -130,9 +130,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     history = History()
     trainer = _make_trainer(config, [history, CollapseWarning(), EpochSeeds(config.seed)])
     folder = _folder(config)
-    with kept_files_named(folder, trainer):
-        if trainer.is_global_zero:
-            _open_folder(folder, config, data)
+    with kept_files_named(folder, trainer), _open_folder(folder, config, data, trainer):
         embeddings = _embed(config, data, classifier, trainer, start)
         keeper = _fit(config, trainer, classifier, data, history)
         logits = _logits(trainer, classifier, data, keeper.best_model_path)
@@ -152,12 +150,17 @@ def train(config: DictConfig) -> dict[str, Any]:
     return without_nan(results)
 
 
-def _open_folder(folder: Path, config: DictConfig, data: HistologyDataModule) -> None:
+@contextmanager
+def _open_folder(folder: Path, config: DictConfig, data: HistologyDataModule, trainer: L.Trainer) -> Iterator[None]:
     """Take the run's folder, and write into it what is known before the training."""
-    take_folder(folder, config.resume)
-    with replacing_text(folder / "config.yaml") as stream:
-        stream.write(OmegaConf.to_yaml(config, resolve=True))
-    data.write_split(folder / "split.csv")
+    if not trainer.is_global_zero:
+        yield
+        return
+    with taken(folder, config.resume):
+        with replacing_text(folder / "config.yaml") as stream:
+            stream.write(OmegaConf.to_yaml(config, resolve=True))
+        data.write_split(folder / "split.csv")
+        yield
 
 
 def _check_numbers(config: DictConfig) -> None:

@@ -127,7 +127,7 @@ def test_a_resume_that_would_mix_the_split_is_refused(run_training: Run, trained
         ((f"resume={trained / 'last.ckpt'}", "seed=5"), "another split"),
         ((f"resume={trained / 'best.ckpt'}",), "weights alone"),
         ((f"resume={tmp_path / 'none.ckpt'}",), "no checkpoint to resume"),
-        ((f"resume={text}",), "no checkpoint of histo_pl"),
+        ((f"resume={text}",), "no checkpoint"),
         ((f"resume={trained / 'last.ckpt'}", "model.dense_units=8"), "another network"),
         ((f"resume={trained / 'last.ckpt'}", "model.weights=x.ckpt"), "did not start from given weights"),
     ):

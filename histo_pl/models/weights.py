@@ -209,8 +209,8 @@ def _loading_errors(weights: str) -> Iterator[None]:
         ) from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"This file holds code, or other than tensors, and none of it was run. Expected a state dictionary as "
-            f"torch.save writes it, or .safetensors. Received: {weights}"
+            f"These weights cannot be loaded: the file is damaged, is of another kind, or holds code, none of "
+            f"which was run. Expected a state dictionary as torch.save writes it, or .safetensors. Received: {weights}"
         ) from error
     except _MISFIT as error:
         raise UserError(

@@ -28,7 +28,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_
 def find_files(folder: str | Path) -> Iterator[Path]:
     """List the files below a folder, through links too, without those that are hidden or in hidden folders.
 
-    A link to a folder that it lies in leads in a circle, and is not followed: there is no further file.
+    A link to a folder that it lies in, or came by, leads in a circle and is not followed: there is no further file.
 
     Args:
         folder: Where to look.
@@ -36,20 +36,25 @@ def find_files(folder: str | Path) -> Iterator[Path]:
     Yields:
         Paths that begin with `folder`, in order.
     """
-    for place, folders, files in os.walk(folder, followlinks=True):
-        here = os.path.realpath(place)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith((".", "__")) and not _leads_back(place, name, here)
-        )
-        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+    yield from _files_below(Path(folder), frozenset())
 
 
-def _leads_back(place: str, name: str, here: str) -> bool:
-    path = os.path.join(place, name)  # noqa: PTH118  (as os.walk has them)
-    if not os.path.islink(path):  # noqa: PTH114
-        return False
-    target = os.path.realpath(path)
-    return os.path.commonpath([target, here]) == target
+def _files_below(folder: Path, passed: frozenset[str]) -> Iterator[Path]:
+    """List the files below a folder that was reached through others, named by their real paths."""
+    here = os.path.realpath(folder)
+    if here in passed:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ImageError(
+            f"This folder cannot be read ({error.strerror}). Expected one that may be listed. Received: {folder}"
+        ) from error
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    yield from (folder / e.name for e in entries if not e.is_dir() and not e.name.startswith("."))
+    for name in folders:
+        if not name.startswith((".", "__")):
+            yield from _files_below(folder / name, passed | {here})
 
 
 def is_image(path: str | Path) -> bool:

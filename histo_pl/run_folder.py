@@ -81,6 +81,7 @@ def kept_files_named(folder: Path, trainer: L.Trainer) -> Iterator[None]:
     on_stop(lambda: _last_words(folder, trainer))
     try:
         yield
+        on_stop(lambda: f"The run in {folder} had ended.")
     except WriteError as error:
         raise WriteError(f"{error}. {_last_words(folder, trainer)}") from error
     except OSError as error:

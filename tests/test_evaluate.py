@@ -156,6 +156,18 @@ def test_runs_that_are_no_folds_are_not_pooled(trained: Path, tmp_path: Path) ->
         summarize(tmp_path / "0")
 
 
+def test_a_summary_names_the_folds_without_a_result(trained: Path, tmp_path: Path) -> None:
+    for fold in (0, 2):
+        shutil.copytree(trained, tmp_path / str(fold), ignore=shutil.ignore_patterns("*.ckpt"))
+        file = tmp_path / str(fold) / "results.json"
+        results = json.loads(file.read_text())
+        results["data"]["fold"] = [fold, 4]
+        file.write_text(json.dumps(results))
+    assert "Without a result: data.fold=1, 3." in summarize(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["missing_folds"], summary["pooled"]) == ([1, 3], None)
+
+
 def test_what_a_reader_could_overlook_is_said(run_training: Run, tmp_path: Path) -> None:
     """A network that calls every tile malignant has an accuracy all the same."""
     results = run_training("calibration.threshold=0", "calibration.refer_error_rate=0")

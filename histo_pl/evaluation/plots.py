@@ -32,7 +32,7 @@ def plot_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int, title: s
         A figure of 1350 by 450 pixels.
     """
     figure = Figure(figsize=(9, 3), dpi=150)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title.encode(errors="backslashreplace").decode(), fontsize=10)  # a folder's name may be no Unicode
     margins = {"left": 0.05, "right": 0.99, "bottom": 0.15, "top": 0.83, "wspace": 0.2}
     names = {"loss": "loss (BCE)", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
     for axes, (metric, label) in zip(figure.subplots(1, len(names), gridspec_kw=margins), names.items(), strict=True):

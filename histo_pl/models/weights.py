@@ -207,12 +207,13 @@ def _loading_errors(weights: str) -> Iterator[None]:
             f"the internet and, for a gated model, access granted by its makers and a token (hf auth login); or a "
             f"file, model.weights=PATH. Received: {weights}"
         ) from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"These weights cannot be loaded: the file is damaged, is of another kind, or holds code, none of "
-            f"which was run. Expected a state dictionary as torch.save writes it, or .safetensors. Received: {weights}"
-        ) from error
-    except _MISFIT as error:
+    except (pickle.UnpicklingError, *_MISFIT) as error:
+        if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
+            raise UserError(
+                f"These weights cannot be loaded: the file is damaged, is of another kind, or holds code, none of "
+                f"which was run. Expected a state dictionary as torch.save writes it, or .safetensors. "
+                f"Received: {weights}"
+            ) from error
         raise UserError(
             f"These weights cannot be loaded ({' '.join(str(error).split())[:200]}). Expected a file of weights of "
             f"this architecture. Received: {weights}"

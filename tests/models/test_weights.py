@@ -32,8 +32,6 @@ def test_a_file_that_holds_code_is_not_run(spec: dict[str, Any], of_today: bool,
     assert not (tmp_path / "marker").exists()
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
-    if spec["name"] == "timm" and "holds code" not in str(caught.value):
-        pytest.xfail("timm 1.0.31 wraps the UnpicklingError in a RuntimeError, so it is told as another mistake")
     assert "holds code" in str(caught.value)
 
 

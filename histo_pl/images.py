@@ -42,7 +42,7 @@ def find_files(folder: str | Path) -> Iterator[Path]:
 def _files_below(folder: Path, passed: frozenset[str]) -> Iterator[Path]:
     """List the files below a folder that was reached through others, named by their real paths."""
     here = os.path.realpath(folder)
-    if here in passed:
+    if any(folder_before == here or folder_before.startswith(here + os.sep) for folder_before in passed):
         return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from common import TINY, Program
 
-SIZE = "24m"
+SIZE = "80m"
 LONG = ("trainer=cpu", "trainer.max_epochs=500")
 
 

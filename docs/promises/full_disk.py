@@ -51,8 +51,10 @@ def _row(seconds: float, folder: Path, disk: Path) -> str:
     program = Program("train.py", [*TINY, *LONG, "run_dir=disk/stopped"], folder, {"TMPDIR": str(folder)})
     program.wait_for(stopped / "config.yaml")
     time.sleep(seconds)
-    _fill(disk / "filler")
-    status = program.process.wait()
+    while program.process.poll() is None:  # what the run gives back is taken too
+        _fill(disk / "filler")
+        time.sleep(0.05)
+    status = program.process.returncode
     errors = [line for line in program.output().splitlines() if "Error" in line or "Traceback" in line]
     (disk / "filler").unlink()
     kept = {name: _epoch(stopped / name) for name in ("last.ckpt", "best.ckpt")}
@@ -70,7 +72,7 @@ def _row(seconds: float, folder: Path, disk: Path) -> str:
 
 def _fill(file: Path) -> None:
     try:
-        with file.open("wb", buffering=0) as stream:
+        with file.open("ab", buffering=0) as stream:
             while True:
                 stream.write(bytes(4096))
     except OSError:

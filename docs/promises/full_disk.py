@@ -32,7 +32,7 @@ def main() -> None:
         disk.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk)], check=True)
         try:
-            _train(Path(folder), "debug=fast", "run_dir=disk/tiles")
+            _train(Path(folder), "trainer.max_epochs=1", "run_dir=disk/tiles")  # draws the tiles
             shutil.rmtree(disk / "tiles")
             for _ in range(trials):
                 print(_row(draw.uniform(0.0, 5.0), Path(folder), disk), flush=True)

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from histo_pl.command_line import COLUMNS, LITERAL_KEYS, message_of, one_line_errors, prepare_process, quote_literals
+from histo_pl.stopping import on_stop
 from histo_pl.storage import new_folder, replacing_text
 
 FAILED = "failed.txt"  # in a job's folder: its overrides, and why it failed
@@ -51,6 +52,7 @@ def job() -> Iterator[None]:
     Raises:
         SystemExit: It failed, outside of a sweep.
     """
+    on_stop(lambda: f"Nothing was written. Start again with: {command_line()}")
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         with one_line_errors():
             yield

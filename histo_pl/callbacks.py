@@ -25,7 +25,7 @@ class BestCheckpoint(ModelCheckpoint):
     Lightning's own forgets the best score as soon as the folder changes, and calls the next epoch the best.
 
     Args:
-        resume: The last.ckpt that the run goes on from, see `run_folder.take_folder`. None: a new run.
+        resume: The last.ckpt that the run goes on from, see `run_folder.taken`. None: a new run.
         **options: As for `ModelCheckpoint`.
     """
 

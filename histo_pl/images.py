@@ -50,9 +50,9 @@ def _files_below(folder: Path, passed: frozenset[str]) -> Iterator[Path]:
         raise ImageError(
             f"This folder cannot be read ({error.strerror}). Expected one that may be listed. Received: {folder}"
         ) from error
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    yield from (folder / e.name for e in entries if not e.is_dir() and not e.name.startswith("."))
-    for name in folders:
+    folders = {e.name for e in entries if (os.path.isdir(e.path) if e.is_symlink() else e.is_dir())}  # noqa: PTH112
+    yield from (folder / e.name for e in entries if e.name not in folders and not e.name.startswith("."))
+    for name in sorted(folders):
         if not name.startswith((".", "__")):
             yield from _files_below(folder / name, passed | {here})
 

@@ -107,17 +107,12 @@ def _last_words(folder: Path, trainer: L.Trainer) -> str:
     if trainer.state.fn == TrainerFn.PREDICTING or epoch >= (trainer.max_epochs or 0):
         reached = f"All {epoch} epochs are trained, the test was not finished."
     if not last.is_file():
-        return f"{reached} No checkpoint is in {folder}. {start_again()}"
+        return f"{reached} No checkpoint is in {folder}. Start again with: {_command()}"
     return f"{reached} Kept in {folder}: {', '.join(_kept(folder))}. Go on with: {_command(f'resume={last}')}"
 
 
 def _kept(folder: Path) -> list[str]:
     return [name for name in KEPT if (folder / name).is_file()]
-
-
-def start_again() -> str:
-    """Write how to start again."""
-    return f"Start again with: {_command()}"
 
 
 def _command(*changes: str) -> str:

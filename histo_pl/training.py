@@ -52,10 +52,9 @@ from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.classifier import TileClassifier
 from histo_pl.models.freezing import ALL
 from histo_pl.models.weights import resolve_spec
-from histo_pl.run_folder import kept_files_named, start_again, taken
+from histo_pl.run_folder import kept_files_named, taken
 from histo_pl.speed import fast_precision, keep_freed_memory
 from histo_pl.start import Start, find_start
-from histo_pl.stopping import on_stop
 from histo_pl.storage import replacing_text
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,6 @@ def train(config: DictConfig) -> dict[str, Any]:
         UserError: The data, the configuration or the checkpoint to resume from are not as expected.
     """
     started = time.monotonic()
-    on_stop(lambda: f"Nothing was trained. {start_again()}")
     _check_numbers(config)
     if config.keep_freed_memory:
         keep_freed_memory()

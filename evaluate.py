@@ -3,16 +3,20 @@
 import hydra
 from omegaconf import DictConfig
 
-from histo_pl.program import job, run_program
+from histo_pl.cli.program import job, run_program
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Evaluate as `conf/evaluate.yaml` and the command line say."""
     with job():
-        from histo_pl.evaluate import evaluate
+        from histo_pl.cli.build import evaluation_arguments
+        from histo_pl.evaluation.run import evaluate
+        from histo_pl.hardware import keep_freed_memory
 
-        evaluate(config)
+        if config.keep_freed_memory:
+            keep_freed_memory()
+        evaluate(**evaluation_arguments(config))
 
 
 if __name__ == "__main__":

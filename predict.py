@@ -6,14 +6,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from histo_pl.program import job, run_program
+from histo_pl.cli.program import job, run_program
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(config: DictConfig) -> None:
     """Predict as `conf/predict.yaml` and the command line say."""
     with job():
-        from histo_pl.inference import predict
+        from histo_pl.inference.run import predict
 
         arguments: Any = OmegaConf.to_container(config)
         if predict(**arguments):

@@ -3,16 +3,17 @@
 import hydra
 from omegaconf import DictConfig
 
-from histo_pl.program import job, run_program
+from histo_pl.cli.program import job, run_program
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train as `conf/train.yaml` says; return the lowest validation loss, or None for a failed job of a sweep."""
     with job():
-        from histo_pl.training import train
+        from histo_pl.cli.build import training_arguments
+        from histo_pl.training.run import run_training
 
-        return train(config)["validation"]["loss"]
+        return run_training(**training_arguments(config))["validation"]["loss"]
     return None
 
 

@@ -1,4 +1,4 @@
-"""Measure `find_copies` on tiles whose copies are known.
+"""Measure `find_near_duplicates` on tiles whose copies are known.
 
 python docs/audit_copies.py FOLDER   (BreakHis tiles; the copies are made in a temporary folder)
 """
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from histo_pl.data.copies import DEFAULTS, find_copies, group
+from histo_pl.audit.near_duplicates import DEFAULTS, find_near_duplicates, group
 from histo_pl.images import find_files, is_image, read_rgb
 
 CASE = r"SOB_[BM]_[A-Z]+-(\d+-\d+)"
@@ -263,7 +263,7 @@ def measure(name: str, known: Known, overlapping: set[frozenset[Path]]) -> None:
     """Search one set and print what was found."""
     start, work = time.perf_counter(), time.process_time()
     with Memory() as memory:
-        pairs = find_copies(known.files, stages)
+        pairs = find_near_duplicates(known.files, stages)
     wall, work = time.perf_counter() - start, time.process_time() - work
     print(f"{name}: {len(known.files)} files, {wall:.0f} s ({work:.0f} s of processor), {memory.peak:.2f} GiB at most")
     found = {(pair.first, pair.second) for pair in pairs}
@@ -303,7 +303,7 @@ class Memory:
 
 def find_overlapping(tiles: Sequence[Path]) -> set[frozenset[Path]]:
     """Print the pairs among untouched tiles, and return them with those that overlap less."""
-    pairs = find_copies(tiles, settings=replace(DEFAULTS, overlap=0.1, inliers=6))
+    pairs = find_near_duplicates(tiles, settings=replace(DEFAULTS, overlap=0.1, inliers=6))
     for pair in sorted(pairs, key=lambda pair: -pair.overlap):
         names = [tiles[i].stem for i in (pair.first, pair.second)]
         other = "" if len({case_of(tiles[i]) for i in (pair.first, pair.second)}) == 1 else " BETWEEN CASES"

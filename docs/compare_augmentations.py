@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-import histo_pl.training  # noqa: F401  (the resolver that the configurations use)
-from histo_pl.data.tissue import Stain, draw_tile
+import histo_pl.training.run  # noqa: F401  (the resolver that the configurations use)
+from histo_pl.data.synthetic.tissue import Stain, draw_tile
 from histo_pl.images import find_files, is_image, read_tile
 
 ROOT = Path(__file__).resolve().parents[1]

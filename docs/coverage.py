@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histo_pl.evaluation.intervals import estimate
-from histo_pl.evaluation.measures import NAMES, measure
+from histo_pl.evaluation.metrics import NAMES, measure
 
 DESIGNS = ((20, 20), (10, 34))  # benign and malignant cases: even, and BreakHis's
 SEPARATIONS = (1.0, 1.9, 2.9)  # of the classes' means, in standard deviations: AUROC .76, .91 and .98

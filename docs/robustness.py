@@ -20,9 +20,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from histo_pl.data import HistologyDataModule
-from histo_pl.data.augment import RandomZoom
-from histo_pl.data.stain import RandomStain
-from histo_pl.inference import Predictor, load_model
+from histo_pl.data.transforms.geometric import RandomZoom
+from histo_pl.data.transforms.stain import RandomStain
+from histo_pl.inference import Predictor
+from histo_pl.models.checkpoint import load_model
 
 LABORATORIES = 10
 Shift = Callable[[Tensor], Tensor]  # uint8 (B, 3, S, S) to the same

@@ -1,11 +1,11 @@
-"""python -m histo_pl: all that is not training, evaluation or prediction."""
+"""Commands of python -m histo_pl: all that is not training, evaluation or prediction."""
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from histo_pl.command_line import one_line_errors, prepare_process
+from histo_pl.cli.command_line import one_line_errors, prepare_process
 
 CONVERT = """\
 Convert a Keras model of the notebook's network to a checkpoint of histo_pl, or a checkpoint to a Keras model.
@@ -98,9 +98,9 @@ def _add_audit(commands: Any) -> None:  # noqa: ANN401
 
 
 def _audit(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.audit import audit
+    from histo_pl.audit.run import audit_tiles
 
-    return audit(**options)
+    return audit_tiles(**options)
 
 
 def _add_benchmark(commands: Any) -> None:  # noqa: ANN401
@@ -127,7 +127,7 @@ def _add_summarize(commands: Any) -> None:  # noqa: ANN401
 
 
 def _summarize(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.summarize import summarize
+    from histo_pl.evaluation.summarize import summarize
 
     return summarize(**options)
 
@@ -155,7 +155,7 @@ def _add_convert(commands: Any) -> None:  # noqa: ANN401
 
 
 def _convert(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.convert import convert
+    from histo_pl.interop.convert import convert
 
     return convert(**options)
 

@@ -1,6 +1,8 @@
 """Files: whole or absent at every moment, read without running code, in folders of one run each."""
 
 import os
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,11 +12,12 @@ from typing import Any, TextIO
 
 from histo_pl.errors import UserError, WriteError
 
+_made: list[Path] = []  # the folders of `new_folder`
 _unfinished: set[Path] = set()  # what `discard_unfinished` removes
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Iterator[Path]:
     """Write a file that takes another's place in one step.
 
     What stood there stays until the new file is complete and on the disk, and for good if anything fails. The new one
@@ -48,8 +51,8 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_text(file: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
-    """Write a text in UTF-8 that takes a file's place in one step, see `replacing`.
+def atomic_write_text(file: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
+    """Write a text in UTF-8 that takes a file's place in one step, see `atomic_write`.
 
     Args:
         file: The file to write.
@@ -58,8 +61,34 @@ def replacing_text(file: Path, errors: str = "surrogateescape") -> Iterator[Text
     Yields:
         The open stream; lines end as they are written.
     """
-    with replacing(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8", errors=errors) as stream:
+    with atomic_write(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8", errors=errors) as stream:
         yield stream
+
+
+@contextmanager
+def atomic_directory(folder: Path) -> Iterator[Path]:
+    """Make a folder that appears whole or not at all.
+
+    Several processes may make it at once, and the first to finish wins.
+
+    Args:
+        folder: The folder to make; the folders above it are made too.
+
+    Yields:
+        A hidden folder beside it, to fill.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)  # a temporary folder is its owner's alone
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def save_tensors(contents: Any, file: Path) -> None:  # noqa: ANN401
@@ -70,11 +99,11 @@ def save_tensors(contents: Any, file: Path) -> None:  # noqa: ANN401
         file: The file to write.
 
     Raises:
-        WriteError: As `replacing`.
+        WriteError: As `atomic_write`.
     """
     import torch
 
-    with replacing(file) as unfinished:
+    with atomic_write(file) as unfinished:
         try:
             with unfinished.open("wb") as stream:
                 torch.save(contents, stream)
@@ -120,17 +149,28 @@ def new_folder(pattern: str) -> str:
             continue
         except OSError:
             pass
+        else:
+            _made.append(path)
         return str(path)
     return name
 
 
-def refuse_results(folder: Path, names: tuple[str, ...], key: str) -> None:
+def remove_empty_folders() -> None:
+    """Remove the folders of `new_folder` that nothing was written into."""
+    for path in _made:
+        with suppress(OSError):  # it is not empty, or gone
+            path.rmdir()
+    _made.clear()
+
+
+def refuse_results(folder: Path, names: tuple[str, ...], key: str, advice: str = "") -> None:
     """Refuse a folder that holds another run's results.
 
     Args:
         folder: The folder that the user named.
         names: Files that only such results have.
         key: The option that named it, for the message.
+        advice: A sentence to add to the message.
 
     Raises:
         UserError: One of the files is there.
@@ -139,7 +179,7 @@ def refuse_results(folder: Path, names: tuple[str, ...], key: str) -> None:
     if found:
         raise UserError(
             f"This folder holds the results of another run ({', '.join(found)}), which would be lost. Expected a new "
-            f"folder. Leave {key} out, or name another. Received: {folder}"
+            f"folder. Leave {key} out, or name another.{advice} Received: {folder}"
         )
 
 

@@ -34,6 +34,22 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
         return compose(name, overrides=list(overrides))
 
 
+def train(config: DictConfig) -> dict[str, Any]:
+    """Train as train.py does, in this process."""
+    from histo_pl.cli.build import training_arguments
+    from histo_pl.training.run import run_training
+
+    return run_training(**training_arguments(config))
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Evaluate as evaluate.py does, in this process."""
+    from histo_pl.cli.build import evaluation_arguments
+    from histo_pl.evaluation import run
+
+    return run.evaluate(**evaluation_arguments(config))
+
+
 def draw_image(path: Path, seed: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
     """Write an image of random pixels; size is (width, height)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -66,8 +82,6 @@ def run_training(tmp_path: Path, demo_root: Path) -> Callable[..., dict[str, Any
     """Train in this process on tiny tiles: `run_training("seed=1", folder="a")` writes `tmp_path/a`."""
 
     def run(*overrides: str, folder: str = "run") -> dict[str, Any]:
-        from histo_pl.training import train
-
         config = compose_config(
             "train", *TINY, *TINY_DEMO, f"data.root={demo_root}", f"run_dir={tmp_path / folder}", *overrides
         )
@@ -79,8 +93,6 @@ def run_training(tmp_path: Path, demo_root: Path) -> Callable[..., dict[str, Any
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, demo_root: Path) -> Path:
     """The folder of one short run, for tests that only read it."""
-    from histo_pl.training import train
-
     folder = tmp_path_factory.mktemp("trained")
     options = (
         *TINY,

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from histo_pl.evaluation.calibration import Calibration
 from histo_pl.models import build_network
-from histo_pl.models.weights import resolve_spec
+from histo_pl.models.pretrained import resolve_model_config
 from tests.conftest import ROOT, compose_config
 
 CONF = ROOT / "conf"
@@ -21,7 +21,7 @@ NEEDS = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_makes_what_it_names(choice: str, tmp_path: Path) -> None:
-    from histo_pl.training import STEP_KEYS  # the module has the resolvers that the configuration uses
+    from histo_pl.training.run import STEP_KEYS  # the module has the resolvers that the configuration uses
 
     if choice in NEEDS:
         pytest.importorskip(NEEDS[choice])
@@ -33,10 +33,10 @@ def test_every_choice_composes_and_makes_what_it_names(choice: str, tmp_path: Pa
         config.trainer.devices = 1
         config.trainer = {key: value for key, value in config.trainer.items() if key not in STEP_KEYS}
     if group == "model":
-        spec: Any = OmegaConf.to_container(config.model, resolve=True)
-        parts = {key: value for key, value in spec.items() if key not in ("weights", "trainable")}
+        model_config: Any = OmegaConf.to_container(config.model, resolve=True)
+        parts = {key: value for key, value in model_config.items() if key not in ("weights", "trainable")}
         with torch.device("meta"):  # some have a billion weights
-            build_network(resolve_spec(parts, config.data.image_size))
+            build_network(resolve_model_config(parts, config.data.image_size))
     elif group in ("experiment", "debug"):
         instantiate(config.data, augment=instantiate(config.augment))
         Calibration(**config.calibration)

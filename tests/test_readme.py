@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from histo_pl.__main__ import main
-from histo_pl.command_line import quote_literals
-from histo_pl.evaluate import evaluate
-from histo_pl.inference import predict
-from histo_pl.training import train
-from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image
+from histo_pl.cli.command_line import quote_literals
+from histo_pl.inference.run import predict
+from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image, evaluate, train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]

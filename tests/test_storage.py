@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from histo_pl.errors import UserError, WriteError
-from histo_pl.storage import load_tensors, new_folder, refuse_results, replacing, replacing_text, save_tensors
+from histo_pl.storage import atomic_write, atomic_write_text, load_tensors, new_folder, refuse_results, save_tensors
 
 
 class Harm:
@@ -46,11 +46,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
-    with pytest.raises(ValueError, match="half way"), replacing(file) as unfinished:
+    with pytest.raises(ValueError, match="half way"), atomic_write(file) as unfinished:
         unfinished.write_text("ne")
         assert file.read_text() == "old"
         raise ValueError("half way")
-    with pytest.raises(KeyboardInterrupt), replacing_text(file) as stream:
+    with pytest.raises(KeyboardInterrupt), atomic_write_text(file) as stream:
         stream.write("ne")
         raise KeyboardInterrupt
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
@@ -59,7 +59,7 @@ def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path
 def test_what_succeeds_takes_the_old_files_place(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old, and longer")
-    with replacing_text(file) as stream:
+    with atomic_write_text(file) as stream:
         stream.write("new\n")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.txt", b"new\n")]
 
@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path) -> None:
 def test_a_full_disk_leaves_the_old_text(small_disk: Path) -> None:
     file = small_disk / "a.csv"
     file.write_text("old")
-    with pytest.raises(WriteError, match="No space left") as caught, replacing_text(file) as stream:
+    with pytest.raises(WriteError, match="No space left") as caught, atomic_write_text(file) as stream:
         for _ in range(4096):
             stream.write("1," * 512)
     assert str(file) in str(caught.value)
@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_the_old_text(small_disk: Path) -> None:
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     file = tmp_path / "gone" / "a.csv"
-    with pytest.raises(WriteError, match="No such file or directory"), replacing_text(file) as stream:
+    with pytest.raises(WriteError, match="No such file or directory"), atomic_write_text(file) as stream:
         stream.write("x")
     with pytest.raises(WriteError, match="No such file or directory"):
         save_tensors({"x": torch.ones(3)}, file)

@@ -10,7 +10,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from histo_pl.benchmark.contest import Contender, alternate, ratio, table
+from histo_pl.benchmark.contest import BenchmarkWorker, alternate, ratio, table
 from histo_pl.benchmark.run import contender, describe_machine, figure, prepare
 
 PEER = Path(__file__).with_name("keras_peer.py")
@@ -42,7 +42,7 @@ def measure(setting: Setting, keras: str, rounds: int) -> dict[str, Figures]:
     """Hold the three contests, print each one's table, and return milliseconds a tile by contest and contender."""
     with ExitStack() as running:
         start = running.enter_context
-        peer = start(Contender([keras, str(PEER), json.dumps(setting)]))
+        peer = start(BenchmarkWorker([keras, str(PEER), json.dumps(setting)]))
         single = start(contender(setting, precision="32-true"))
         ours = {cache: start(contender(setting, cache=cache)) for cache in ("none", "ram", "disk")}
         print(f"{describe_machine()}, {peer.ask('step', steps=1)['versions']}", flush=True)
@@ -56,7 +56,7 @@ def measure(setting: Setting, keras: str, rounds: int) -> dict[str, Figures]:
         }
 
 
-def contest(title: str, rounds: int, contenders: dict[str, Contender], task: str, **options: int) -> Figures:
+def contest(title: str, rounds: int, contenders: dict[str, BenchmarkWorker], task: str, **options: int) -> Figures:
     """Have all contenders do a task in turns, and print the table."""
     found = alternate({name: figure(one, task, **options) for name, one in contenders.items()}, rounds)
     print(f"\n{table(title, 'ms a tile', found)}", flush=True)

@@ -1,6 +1,6 @@
 """How fast this machine reads, trains and predicts: contenders side by side, each in a process of its own."""
 
-from histo_pl.benchmark.contest import Contender, alternate, table
+from histo_pl.benchmark.contest import BenchmarkWorker, alternate, table
 from histo_pl.benchmark.run import benchmark
 
-__all__ = ["Contender", "alternate", "benchmark", "table"]
+__all__ = ["BenchmarkWorker", "alternate", "benchmark", "table"]

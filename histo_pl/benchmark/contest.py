@@ -11,7 +11,7 @@ from typing import Any, Self
 from histo_pl.errors import UserError
 
 
-class Contender:
+class BenchmarkWorker:
     """A process that takes a task a line, as JSON, and answers with its figures on a line.
 
     Args:

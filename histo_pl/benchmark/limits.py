@@ -38,11 +38,11 @@ def limits(device: str, *, mixed: bool) -> dict[str, float]:
     }
 
 
-def work_of(spec: Mapping[str, Any], batch_size: int, *, mixed: bool) -> dict[str, float]:
+def work_of(model_config: Mapping[str, Any], batch_size: int, *, mixed: bool) -> dict[str, float]:
     """Count what a training step cannot do without.
 
     Args:
-        spec: What `build_network` takes, with the image's size.
+        model_config: What `build_network` takes, with the image's size.
         batch_size: Tiles a step.
         mixed: Whether what lies between the layers is bfloat16, otherwise float32.
 
@@ -52,9 +52,11 @@ def work_of(spec: Mapping[str, Any], batch_size: int, *, mixed: bool) -> dict[st
         or a fused layer saves of it is not counted, nor what conversions add.
     """
     elements: list[int] = []
-    images = torch.zeros((batch_size, 3, spec["image_size"], spec["image_size"]), dtype=torch.uint8, device="meta")
+    images = torch.zeros(
+        (batch_size, 3, model_config["image_size"], model_config["image_size"]), dtype=torch.uint8, device="meta"
+    )
     with torch.device("meta"):
-        network = build_network(spec)
+        network = build_network(model_config)
     for module in network.modules():
         if not list(module.children()):
             module.register_forward_hook(lambda _module, _inputs, output: elements.append(output.numel()))

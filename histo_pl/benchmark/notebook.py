@@ -3,8 +3,8 @@
 from typing import Any
 
 from histo_pl.images import RESIZE
-from histo_pl.inference import TrainedModel
 from histo_pl.models import build_network
+from histo_pl.models.checkpoint import TrainedModel
 
 
 def untrained_model(image_size: int) -> TrainedModel:
@@ -13,12 +13,12 @@ def untrained_model(image_size: int) -> TrainedModel:
     Args:
         image_size: Side of its input in pixels.
     """
-    spec = spec_of(image_size)
-    network = build_network(spec).eval().requires_grad_(False)
+    model_config = notebook_model_config(image_size)
+    network = build_network(model_config).eval().requires_grad_(False)
     facts = {"name": "benchmark", "synthetic": True, "negative_class": "benign", "positive_class": "malignant"}
-    return TrainedModel(network, spec, image_size, RESIZE, threshold=0.5, temperature=1.0, data=facts)
+    return TrainedModel(network, model_config, image_size, RESIZE, threshold=0.5, temperature=1.0, data=facts)
 
 
-def spec_of(image_size: int) -> dict[str, Any]:
+def notebook_model_config(image_size: int) -> dict[str, Any]:
     """Return what `build_network` takes for an image size in pixels."""
     return {"name": "keras_cnn", "image_size": image_size}

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from histo_pl.benchmark.contest import Contender, alternate, table
+from histo_pl.benchmark.contest import BenchmarkWorker, alternate, table
 from histo_pl.benchmark.limits import least_step
 from histo_pl.benchmark.notebook import untrained_model
-from histo_pl.data.tissue import Stain, draw_tile
+from histo_pl.data.synthetic.tissue import Stain, draw_tile
 from histo_pl.errors import UserError
-from histo_pl.inference import save_model
-from histo_pl.speed import usable_cores
+from histo_pl.hardware import usable_cores
+from histo_pl.models.checkpoint import save_model
 
 REPOSITORY = Path(__file__).parents[2]
 DRAWN = 16  # different tiles; the others are copies of them
@@ -110,17 +110,17 @@ def describe_machine() -> str:
     return f"{time.strftime('%Y-%m-%d')}, {processor}{gpu}, PyTorch {torch.__version__}"
 
 
-def contender(setting: dict[str, Any], **changes: Any) -> Contender:  # noqa: ANN401
+def contender(setting: dict[str, Any], **changes: Any) -> BenchmarkWorker:  # noqa: ANN401
     """Start a process that does `tasks.Tasks`.
 
     Args:
         setting: Arguments of `Tasks`.
         **changes: Others of them.
     """
-    return Contender([sys.executable, "-m", "histo_pl.benchmark.tasks", json.dumps(setting | changes)])
+    return BenchmarkWorker([sys.executable, "-m", "histo_pl.benchmark.tasks", json.dumps(setting | changes)])
 
 
-def figure(asked: Contender, task: str, **options: Any) -> Callable[[], float]:  # noqa: ANN401
+def figure(asked: BenchmarkWorker, task: str, **options: Any) -> Callable[[], float]:  # noqa: ANN401
     """Make what asks a contender for the milliseconds that a tile takes.
 
     Args:
@@ -153,7 +153,7 @@ def _step(setting: dict[str, Any], rounds: int) -> str:
         return f"{found}\n\n{_share_of_limits(fast, setting['batch_size'])}"
 
 
-def _share_of_limits(fast: Contender, batch_size: int) -> str:
+def _share_of_limits(fast: BenchmarkWorker, batch_size: int) -> str:
     step = fast.ask("step", steps=4)
     peaks = [f"{step[name]:.1f} GB {where}" for name, where in PEAKS.items() if name in step]
     work = fast.ask("limits")

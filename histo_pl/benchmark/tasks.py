@@ -16,15 +16,15 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from histo_pl.benchmark.limits import limits, wait_for_device, work_of
-from histo_pl.benchmark.notebook import spec_of, untrained_model
+from histo_pl.benchmark.notebook import notebook_model_config, untrained_model
 from histo_pl.data import HistologyDataModule
-from histo_pl.data.augment import KerasRandomAffine
+from histo_pl.data.transforms.keras_affine import KerasRandomAffine
+from histo_pl.hardware import fast_precision, keep_freed_memory
 from histo_pl.images import RESIZE, read_tile
 from histo_pl.inference import Predictor
 from histo_pl.inference.files import find_images
-from histo_pl.models.classifier import TileClassifier
-from histo_pl.models.optimizers import adam
-from histo_pl.speed import fast_precision, keep_freed_memory
+from histo_pl.training.module import TileClassifier
+from histo_pl.training.optimizers import adam
 
 NOTEBOOK = {"rotation_range": 20, "shear_range": 0.2, "zoom_range": 0.2, "horizontal_flip": True}
 
@@ -93,7 +93,7 @@ class Tasks:
             use_distributed_sampler=False,
         )
         self.data.setup()
-        tiles = len(self.data.paths("train"))
+        tiles = len(self.data.tiles_of("train"))
         return self._timed(lambda: trainer.fit(self._classifier, self.data), tiles / self.batch_size)
 
     def predict(self) -> dict[str, float]:
@@ -106,7 +106,9 @@ class Tasks:
     def limits(self) -> dict[str, float]:
         """Measure what the device does at most, and count what a step takes of it."""
         mixed = self.precision != "32-true"
-        return limits(self.device, mixed=mixed) | work_of(spec_of(self.image_size), self.batch_size, mixed=mixed)
+        return limits(self.device, mixed=mixed) | work_of(
+            notebook_model_config(self.image_size), self.batch_size, mixed=mixed
+        )
 
     def _timed(self, work: Callable[[], object], batches: float) -> dict[str, float]:
         wait_for_device()
@@ -134,7 +136,7 @@ class Tasks:
     def _classifier(self) -> TileClassifier:
         torch.manual_seed(0)
         classifier = TileClassifier(
-            network=spec_of(self.image_size),
+            network=notebook_model_config(self.image_size),
             image_size=self.image_size,
             classes=["benign", "malignant"],
             data={},

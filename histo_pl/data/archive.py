@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from histo_pl.data.folders import made_whole
 from histo_pl.errors import UserError
+from histo_pl.storage import atomic_directory
 
-UNPACKED_FROM = ".unpacked_from"  # in the unpacked folder: which archive it came from
+UNPACKED_FROM = ".unpacked_from"  # in the unpacked folder: the archive it came from
 JUNK = "__MACOSX"
 
 
@@ -77,29 +77,7 @@ def _check_space(members: list[zipfile.ZipInfo], archive: Path) -> None:
 
 
 def _extract(contents: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path, origin: str) -> None:
-    with made_whole(folder) as unfinished:
+    with atomic_directory(folder) as unfinished:
         for member in tqdm(members, desc=f"Unpacking {folder.name}", unit="file"):
             contents.extract(member, unfinished)
         (unfinished / UNPACKED_FROM).write_text(origin, encoding="utf-8", errors="surrogateescape")
-
-
-def inner_folder(root: Path) -> Path:
-    """Step into the one folder that a zip file was made of, as long as there is nothing beside it.
-
-    Args:
-        root: A folder.
-
-    Returns:
-        The folder that holds several folders, or files; `root` itself where it does.
-    """
-    while True:
-        visible = [entry for entry in root.iterdir() if not entry.name.startswith((".", "__"))]
-        if len(visible) != 1 or not _holds_folders(visible[0]):
-            return root
-        root = visible[0]
-
-
-def _holds_folders(entry: Path) -> bool:
-    if not entry.is_dir() or entry.name.lower() in ("train", "test"):
-        return False
-    return any(child.is_dir() for child in entry.iterdir())

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from histo_pl.errors import UserError, WriteError
+from histo_pl.hardware import usable_cores
 from histo_pl.images import read_tile
-from histo_pl.speed import usable_cores
-from histo_pl.storage import replacing
+from histo_pl.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _write(kept: Path, files: Sequence[Path], size: int, resize: str) -> None:
     needed, free = len(files) * 3 * size**2, shutil.disk_usage(kept.parent).free
     if needed > free:
         raise _too_large(needed, f"{free / 1e9:.1f} GB are free in {kept.parent}")
-    with replacing(kept) as unfinished, unfinished.open("wb") as stream:
+    with atomic_write(kept) as unfinished, unfinished.open("wb") as stream:
         for _, some in decode(files, size, resize):
             stream.write(some.numpy().data)
     log.info("Tiles: %d decoded into %s (%.0f MB), for all runs to come.", len(files), kept, needed / 1e6)

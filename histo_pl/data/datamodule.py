@@ -9,41 +9,24 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import v2
 
-from histo_pl.data.archive import inner_folder, unpack
-from histo_pl.data.augment import KerasRandomAffine, warp
 from histo_pl.data.cache import MappedTiles, check_cache, tiles_on_device, tiles_on_disk
 from histo_pl.data.classes import find_positive_class
-from histo_pl.data.duplicates import hash_files, leak_warnings
-from histo_pl.data.groups import keep_together
-from histo_pl.data.splits import (
-    PARTS,
-    Part,
-    Tile,
-    case_of,
-    check_no_overlap,
-    fingerprint,
-    read_split,
-    split_tiles,
-    stable_hash,
-    write_split,
-)
-from histo_pl.data.tiles import (
-    AugmentedTiles,
-    CachedTiles,
-    EmbeddedTiles,
-    Sample,
-    SequentialShare,
-    ShuffledSampler,
-    TileFolder,
-    Transform,
-)
+from histo_pl.data.datasets import CacheReader, FileReader, Reader, Sample, TileDataset, Transform
+from histo_pl.data.groups import apply_group_file
+from histo_pl.data.hashing import hash_files, stable_hash
+from histo_pl.data.layout import CLASSES, Layout, check_binary, read_layout
+from histo_pl.data.leaks import leak_warnings
+from histo_pl.data.samplers import ShuffledSampler, UnpaddedDistributedSampler
+from histo_pl.data.splits import check_no_overlap, fingerprint, read_split, split_tiles, write_split
+from histo_pl.data.tile import SPLITS, Split, Tile
+from histo_pl.data.transforms.keras_affine import KerasRandomAffine, warp
 from histo_pl.errors import UserError
-from histo_pl.images import RESIZE, find_files
-from histo_pl.speed import usable_cores
-from histo_pl.stopping import die_with_parent
+from histo_pl.hardware import usable_cores
+from histo_pl.images import RESIZE
+from histo_pl.signals import die_with_parent
 
 MAX_WORKERS = 8  # beyond which one GPU gains little, and memory is lost
 
@@ -51,41 +34,38 @@ MAX_WORKERS = 8  # beyond which one GPU gains little, and memory is lost
 class HistologyDataModule(L.LightningDataModule):
     """Tiles of two classes, split by seed, a case's tiles kept together.
 
-    Two layouts: `root/train/<class>` with `root/test/<class>`, or `root/<class>`, of which `test_fraction`
-    becomes the test set first. Either way `val_fraction` of what is left validates. With `folds`, the second
-    layout's test set is one fold of a cross-validation instead.
+    Of class folders (`root/<class>`) `test_fraction` becomes the test set first, and `val_fraction` of what is left
+    validates. Published splits (`root/{train,test}/<class>`, or with val) are taken as they are; without val, the
+    validation tiles are drawn from train. With `folds`, the test set of class folders is one fold of a
+    cross-validation instead.
 
     Args:
         root: The folder, or a zip file of it, which is unpacked beside itself once.
         image_size: Side of the network's input in pixels; every tile is squeezed to it.
         batch_size: Tiles a batch and device.
         augment: Applied to each training tile, a uint8 tensor (3, S, S), and only to those. None: nothing.
-        name: What the data set is called in results and checkpoints; None: the folder's name.
+        name: The data set's name in results and checkpoints; None: the folder's name.
         positive_class: The folder that means malignant; None: found by its name.
-        group_regex: Finds the case in a tile's path, see `splits.case_of`; None: cases are unknown.
-        groups_file: Which tiles must stay together besides, see `groups.keep_together`; None: no others.
-        columns: Further facts of a tile by name, such as its magnification: expressions that find them in a path,
-            as `group_regex` does.
+        group_regex: Finds the case in a tile's path, see `tile.case_of`; None: cases are unknown.
+        groups_file: Further groups that no split may divide, see `groups.apply_group_file`; None: no others.
+        columns: Further properties of a tile by name, such as its magnification: expressions that find them in a
+            path, as `group_regex` does.
         split_file: A `split.csv` to use instead of drawing a split.
         val_fraction: Share of the tiles left after the test set, in (0, 1).
         test_fraction: Share of all tiles, in (0, 1), where the folder has no test set of its own.
         folds: Number of folds of a cross-validation; None: a single split.
-        fold: Which of them tests, from 0.
+        fold: The one of them that tests, from 0.
         test_all: Whether every tile tests: a data set that only evaluates.
         balanced: Whether an epoch draws both classes equally often, with replacement, instead of every tile once.
         seed: Decides the split, the order and the augmentation.
-        resize: How tiles come to `image_size`, one of `images.RESIZES`.
-        cache: Where decoded tiles are kept: `none`; `ram`; `disk`, mapped into memory and there for the next run; or
+        resize: The algorithm that brings tiles to `image_size`, one of `images.RESIZES`.
+        cache: The place of decoded tiles: `none`; `ram`; `disk`, mapped into memory and there for the next run; or
             `device`, all tiles in the memory of each device.
         cache_dir: The folder of `disk`.
         num_workers: Processes that read tiles; None: none if tiles need neither decoding nor an augmentation of their
             own, else one a processor core, at most 8.
         pin_memory: Whether batches lie where a GPU fetches them faster; None: if there is a GPU.
         prefetch_factor: Batches that each worker holds ready; None: PyTorch's default, 2.
-
-    Attributes:
-        features: If set, what the loaders give instead of images, all in one batch: of each tile by its path a tensor
-            (views, width), see `embeddings.Embedder`.
     """
 
     def __init__(
@@ -136,8 +116,7 @@ class HistologyDataModule(L.LightningDataModule):
         self.cache, self.cache_dir = cache, Path(cache_dir)
         self._choose_loading(num_workers, pin_memory, prefetch_factor)
         self.tiles: list[Tile] = []
-        self.parts: dict[str, Part] = {}
-        self.features: Mapping[str, torch.Tensor] | None = None
+        self.split_of: dict[str, Split] = {}
 
     def _choose_loading(self, num_workers: int | None, pin_memory: bool | None, prefetch_factor: int | None) -> None:
         """Take what was chosen, and what suits the machine and the cache for the rest."""
@@ -170,22 +149,18 @@ class HistologyDataModule(L.LightningDataModule):
         """
         if self.tiles:
             return
-        if self.root.is_file() and self.root.suffix.lower() == ".zip":
-            self.root = unpack(self.root)
-        if self.root.is_dir():
-            self.root = inner_folder(self.root)
-        self._folders = self._open_folders()
-        classes = self._folders[0].classes
+        layout = read_layout(self.root, self.group_regex)
+        check_binary(layout)
+        self.root, self._layout = layout.root, layout
+        classes = next(iter(layout.class_folders.values()))
         self.positive_class = find_positive_class(classes, self.chosen_positive_class)
         self.negative_class = next(name for name in classes if name != self.positive_class)
-        for folder in self._folders:
-            folder.positive_class = self.positive_class
-        self.tiles = [tile for folder in self._folders for tile in self._tiles_in(folder)]
+        self.tiles = list(layout.tiles)
         if self.groups_file is not None:
-            self.tiles = keep_together(self.tiles, Path(self.groups_file))
-        self.parts = self._split()
-        check_no_overlap(self.tiles, self.parts)
-        self._check_classes_in_parts()
+            self.tiles = apply_group_file(self.tiles, Path(self.groups_file), self.root)
+        self.split_of = self._assign_splits(layout)
+        check_no_overlap(self.tiles, self.split_of)
+        self._check_classes_in_splits()
 
     def write_split(self, file: Path) -> None:
         """Write the split as CSV, for `split_file` to take back.
@@ -193,39 +168,36 @@ class HistologyDataModule(L.LightningDataModule):
         Args:
             file: Where to write.
         """
-        write_split(file, self.tiles, self.parts)
+        write_split(file, self.tiles, self.split_of)
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Describe the data in plain values, as checkpoints and results carry it.
 
         Returns:
-            name, synthetic, root, the class names, for each part the tiles, malignant tiles and cases (None
-            where unknown), the split's fingerprint, and of a cross-validation the fold and the number of folds.
+            name, synthetic, the class names, for each split the tiles, malignant tiles and cases (None
+            where unknown), fingerprints of the split and of each split's contents, and of a cross-validation the fold
+            and the number of folds.
         """
         return {
             "name": self.name,
             "synthetic": self.is_synthetic,
-            "root": str(self.root),
             "negative_class": self.negative_class,
             "positive_class": self.positive_class,
-            "parts": {part: self._counts(part) for part in PARTS},
-            "split": fingerprint(self.parts),
+            "parts": {split: self._counts(split) for split in SPLITS},
+            "split": fingerprint(self.split_of),
+            "contents": {split: self._contents(split) for split in SPLITS},
             "fold": None if self.folds is None else [self.fold, self.folds],
         }
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """Each tile's `duplicates.content_hash` by its path."""
+        """Each tile's `hashing.content_hash` by its path."""
         paths = [tile.path for tile in self.tiles]
         return dict(zip(paths, hash_files([self.root / path for path in paths]), strict=True))
 
-    @cached_property
-    def _class_of(self) -> dict[str, str]:
-        return {tile.path: tile.class_name for tile in self.tiles}
-
     def leak_warnings(self) -> list[str]:
-        """Say which parts share files, see `duplicates.leak_warnings`."""
-        return leak_warnings(self.tiles, self.parts, self.hashes)
+        """Find files that splits share, see `leaks.leak_warnings`."""
+        return leak_warnings(self.tiles, self.split_of, self.hashes)
 
     def values_of_columns(self, paths: Sequence[str]) -> dict[str, list[str]]:
         """Find each of `columns` in some tiles' paths.
@@ -239,37 +211,27 @@ class HistologyDataModule(L.LightningDataModule):
         return {name: [_value_in(path, expression) for path in paths] for name, expression in self.columns.items()}
 
     def other_files(self) -> list[str]:
-        """List the visible files below the root that take no part: no images, or in no class folder.
+        """List the visible files below the root that are no tile, see `Layout.other_files`."""
+        return self._layout.other_files()
 
-        Returns:
-            Paths relative to the root, in order.
-        """
-        return [path for f in find_files(self.root) if (path := f.relative_to(self.root).as_posix()) not in self.parts]
-
-    def part_paths(self, part: Part) -> list[Path]:
-        """List a part's files.
+    def tiles_of(self, split: Split) -> list[Tile]:
+        """List a split's tiles in the order of its loader: by a hash of the path, so that classes are mixed.
 
         Args:
-            part: train, val or test.
-
-        Returns:
-            One path a tile, below the root as it was given, in order.
+            split: train, val or test.
         """
-        return [self.root / tile.path for tile in self.tiles if self.parts[tile.path] == part]
-
-    def paths(self, part: Part) -> list[str]:
-        """List a part's tiles relative to the root, in the order of its loader: classes mixed."""
-        return sorted((tile.path for tile in self.tiles if self.parts[tile.path] == part), key=stable_hash)
+        return sorted(
+            (tile for tile in self.tiles if self.split_of[tile.path] == split), key=lambda tile: stable_hash(tile.path)
+        )
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return shuffled, augmented training tiles, or the features of all their views."""
-        if self.features is None:
-            tiles = AugmentedTiles(self._dataset("train"), self.augment or _unchanged, self.seed)
-        else:
-            tiles = self._embedded("train", self.features)
-        weights = self._weights(len(tiles)) if self.balanced else None
-        sampler = ShuffledSampler(len(tiles), self.seed, *self._place(), weights=weights, epoch=self._epoch())
-        return self._loader(tiles, sampler)
+        """Return shuffled, augmented training tiles."""
+        tiles = self.tiles_of("train")
+        dataset = TileDataset(tiles, self.positive_class, self._reader, self.augment, self.seed)
+        weights = class_weights(tiles) if self.balanced else None
+        current_epoch = self._current_epoch if self.trainer else None
+        sampler = ShuffledSampler(len(tiles), self.seed, *self._rank_and_world_size(), weights, current_epoch)
+        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation tiles in a fixed order, never augmented."""
@@ -291,153 +253,102 @@ class HistologyDataModule(L.LightningDataModule):
             batch["image"] = warp(batch["image"], batch.pop("warp"))
         return batch
 
-    def _evaluation_loader(self, part: Part) -> DataLoader[Any]:
-        tiles = self._dataset(part) if self.features is None else self._embedded(part, self.features)
-        return self._loader(tiles, SequentialShare(len(tiles), *self._place()))
+    def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
+        tiles = self.tiles_of(split)
+        sampler = UnpaddedDistributedSampler(len(tiles), *self._rank_and_world_size())
+        return self._loader(TileDataset(tiles, self.positive_class, self._reader), sampler)
 
-    def _loader(
-        self, tiles: "AugmentedTiles | CachedTiles | Subset[Sample] | EmbeddedTiles", sampler: Sampler[int]
-    ) -> DataLoader[Any]:
-        embedded = self.features is not None
-        workers = 0 if embedded else self.num_workers
+    def _loader(self, dataset: TileDataset, sampler: Sampler[int]) -> DataLoader[Sample]:
         return DataLoader(
-            tiles,
-            batch_size=len(tiles) if embedded else self.batch_size,
+            dataset,
+            batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=workers,
+            num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            prefetch_factor=self.prefetch_factor if workers else None,
-            persistent_workers=workers > 0,
+            prefetch_factor=self.prefetch_factor,
+            persistent_workers=self.num_workers > 0,
             worker_init_fn=die_with_parent,
             generator=torch.Generator(),  # of its own: what the network draws must not depend on when tiles are read
         )
 
-    def _embedded(self, part: Part, features: Mapping[str, torch.Tensor]) -> EmbeddedTiles:
-        """A part's tiles as features: each view of a training tile counts as a tile, of others there is one."""
-        paths = self.paths(part)
-        views = len(features[paths[0]])
-        labels, files = self._labels_and_files(paths)
-        return EmbeddedTiles(
-            files * views, labels * views, torch.stack([features[path] for path in paths], 1).flatten(0, 1)
-        )
+    def _current_epoch(self) -> int:
+        trainer: Any = self.trainer
+        return trainer.fit_loop.epoch_progress.current.processed
 
-    def _weights(self, draws: int) -> list[float]:
-        """Draw each class equally often: a tile weighs as much as its class has few."""
-        classes = [self._class_of[path] for path in self.paths("train")]
-        counts = Counter(classes)
-        return [1 / counts[name] for name in classes] * (draws // len(classes))
-
-    def _epoch(self) -> int:
-        """The epoch that is next: after a resume Lightning says it to the sampler too late for the first batches."""
-        if not self.trainer:
-            return 0
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        return progress.processed
-
-    def _place(self) -> tuple[int, int]:
-        """This process among all, and their number: the samplers share the tiles out themselves."""
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        """Return this process's number and that of all: the samplers share the tiles out themselves."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _open_folders(self) -> list[TileFolder]:
-        if not self.root.is_dir():
-            raise UserError(
-                f"The folder of tiles does not exist. Expected a folder with two class folders, "
-                f"or with train and test. Mend data.root. Received: {self.root}"
-            )
-        names = {folder.name for folder in self.root.iterdir() if folder.is_dir() and folder.name[0] not in "._"}
-        if not {name.lower() for name in names} & {"train", "test"}:
-            return [TileFolder(self.root, self.image_size, self.resize)]
-        if names != {"train", "test"}:
-            raise UserError(
-                f"A folder with train or test in it must hold these two and no others: validation tiles are "
-                f"drawn from train. To split a single folder use data.root={self.root / 'train'}. "
-                f"Received: {self.root} with {', '.join(sorted(names))}"
-            )
-        train, test = (TileFolder(self.root / name, self.image_size, self.resize) for name in ("train", "test"))
-        if train.classes != test.classes:
-            raise UserError(
-                f"train and test must hold the same two class folders. "
-                f"Received: {', '.join(train.classes)} and {', '.join(test.classes)}"
-            )
-        return [train, test]
-
-    def _tiles_in(self, folder: TileFolder) -> list[Tile]:
-        tiles = []
-        for file, class_index in folder.samples:
-            path = Path(file).relative_to(self.root).as_posix()
-            tiles.append(Tile(path, folder.classes[class_index], case_of(path, self.group_regex)))
-        return tiles
-
-    def _split(self) -> dict[str, Part]:
+    def _assign_splits(self, layout: Layout) -> dict[str, Split]:
         if self.folds is None and self.fold != 0:
             raise UserError(f"data.fold means nothing without data.folds, such as 5. Received: data.fold={self.fold}")
         if self.test_all:
             return {tile.path: "test" for tile in self.tiles}
-        if self.folds is not None and (self.split_file is not None or len(self._folders) > 1):
+        if self.folds is not None and (self.split_file is not None or layout.is_published):
             raise UserError(
                 "data.folds needs one folder with two class folders, and no split file. Leave data.split_file "
                 f"out, and give {self.root / 'train'} as data.root if there is train and test. Received: {self.root}"
             )
         if self.split_file is not None:
             return read_split(Path(self.split_file), self.tiles)
-        own_test = len(self._folders) > 1
-        tested = {tile.path for tile in self.tiles if own_test and tile.path.startswith(f"{self._folders[1].name}/")}
-        parts = split_tiles(
-            [tile for tile in self.tiles if tile.path not in tested],
+        return split_tiles(
+            self.tiles,
             val_fraction=self.val_fraction,
-            test_fraction=None if own_test else self.test_fraction,
+            test_fraction=self.test_fraction,
             seed=self.seed,
             folds=self.folds,
             fold=self.fold,
         )
-        tests: dict[str, Part] = dict.fromkeys(tested, "test")
-        return parts | tests
 
-    def _check_classes_in_parts(self) -> None:
-        for part in ("test",) if self.test_all else PARTS:
-            classes = {tile.class_name for tile in self.tiles if self.parts[tile.path] == part}
-            if len(classes) < 2:  # noqa: PLR2004
+    def _check_classes_in_splits(self) -> None:
+        for split in ("test",) if self.test_all else SPLITS:
+            classes = {tile.class_name for tile in self.tiles if self.split_of[tile.path] == split}
+            if len(classes) < CLASSES:
                 raise UserError(
                     f"Every part of the split needs tiles of both classes. "
-                    f"Received: {part} with {', '.join(classes) or 'no tiles'}"
+                    f"Received: {split} with {', '.join(classes) or 'no tiles'}"
                 )
 
-    def _dataset(self, part: Part) -> "Subset[Sample] | CachedTiles":
-        """The part's tiles from all folders, classes mixed, so that a few batches hold both."""
-        paths = self.paths(part)
-        number = {tile.path: index for index, tile in enumerate(self.tiles)}
-        places = [number[path] for path in paths]
-        if self.cache == "none":
-            return Subset(ConcatDataset(self._folders), places)
-        return CachedTiles(self._pixels, places, *self._labels_and_files(paths))
-
-    def _labels_and_files(self, paths: Sequence[str]) -> tuple[list[int], list[str]]:
-        """Of each tile 1 if it is malignant, else 0, and its file, as the folder was named."""
-        labels = [int(self._class_of[path] == self.positive_class) for path in paths]
-        return labels, [str(self.root / path) for path in paths]
-
     @cached_property
-    def _pixels(self) -> torch.Tensor | MappedTiles:
-        """All tiles, decoded."""
+    def _reader(self) -> Reader:
+        """Reads a tile's pixels, from its file or from the cache, which is filled at the first use."""
+        if self.cache == "none":
+            return FileReader(self.root, self.image_size, self.resize)
         files = [self.root / tile.path for tile in self.tiles]
+        pixels: torch.Tensor | MappedTiles
         if self.cache == "disk":
-            return tiles_on_disk(files, self.image_size, self.resize, self.cache_dir)
-        return tiles_on_device(files, self.image_size, self.resize, self._device() if self.cache == "device" else "cpu")
+            pixels = tiles_on_disk(files, self.image_size, self.resize, self.cache_dir)
+        else:
+            device = self._device() if self.cache == "device" else "cpu"
+            pixels = tiles_on_device(files, self.image_size, self.resize, device)
+        return CacheReader(pixels, {tile.path: index for index, tile in enumerate(self.tiles)})
 
     def _device(self) -> str | torch.device:
         if self.trainer:
             return self.trainer.strategy.root_device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def _counts(self, part: Part) -> dict[str, int | None]:
-        tiles = [tile for tile in self.tiles if self.parts[tile.path] == part]
+    def _contents(self, split: Split) -> str:
+        return fingerprint({path: self.hashes[path] for path, one in self.split_of.items() if one == split})
+
+    def _counts(self, split: Split) -> dict[str, int | None]:
+        tiles = [tile for tile in self.tiles if self.split_of[tile.path] == split]
         classes = Counter(tile.class_name for tile in tiles)
         cases = len({tile.case for tile in tiles}) if self.group_regex else None
         return {"tiles": len(tiles), "malignant": classes[self.positive_class], "cases": cases}
 
 
-def _unchanged(image: torch.Tensor) -> torch.Tensor:
-    return image
+def class_weights(tiles: Sequence[Tile]) -> list[float]:
+    """Weigh tiles so that all classes count alike.
+
+    Args:
+        tiles: N tiles.
+
+    Returns:
+        N positive weights: 1 / number of tiles of the same class.
+    """
+    counts = Counter(tile.class_name for tile in tiles)
+    return [1 / counts[tile.class_name] for tile in tiles]
 
 
 def _value_in(path: str, expression: str) -> str:

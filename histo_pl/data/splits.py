@@ -1,72 +1,17 @@
-"""Which tile belongs to training, validation and test: pure, seeded, the same on every machine."""
+"""Splits into training, validation and test: pure, seeded, the same on every machine."""
 
 import csv
-import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
-from histo_pl.data.table import read_table
+from histo_pl.data.csv import read_table
+from histo_pl.data.hashing import stable_hash
+from histo_pl.data.tile import SPLITS, Split, Tile
 from histo_pl.errors import UserError
-from histo_pl.storage import replacing_text
+from histo_pl.storage import atomic_write_text
 
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = get_args(Part)
 COLUMNS = ("path", "class", "case", "split")
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One image file of a data set.
-
-    Attributes:
-        path: Relative to the data set's root, with forward slashes.
-        class_name: The class folder it lies in.
-        case: The patient it was taken from, empty where that is unknown.
-        kept_with: Names what a groups file joins it with; empty where nothing does.
-    """
-
-    path: str
-    class_name: str
-    case: str = ""
-    kept_with: str = ""
-
-    @property
-    def group(self) -> str:
-        """What must not be torn apart: a joined group, else the case, else the tile itself."""
-        return self.kept_with or self.case or self.path
-
-
-def case_of(path: str, group_regex: str | None, key: str = "data.group_regex") -> str:
-    r"""Read the case out of a tile's path.
-
-    Args:
-        path: Relative to the root, with forward slashes.
-        group_regex: Searched in `path`; its first group is the case, or the whole match if it has none.
-            None: cases are unknown.
-        key: What the user calls the expression, for errors.
-
-    Returns:
-        The case, empty where cases are unknown.
-
-    Raises:
-        UserError: The expression is not valid or does not match.
-    """
-    if group_regex is None:
-        return ""
-    try:
-        match = re.search(group_regex, path)
-    except re.error as error:
-        raise UserError(f"{key} is no valid regular expression ({error}). Received: {group_regex}") from error
-    case = match and match.group(min(1, match.re.groups))
-    if not case:
-        raise UserError(
-            f"{key} finds no case in a tile's path. Expected one in every path. Received: {group_regex} and {path}"
-        )
-    return case
 
 
 def hold_out(tiles: Sequence[Tile], fraction: float, seed: int, name: str) -> set[str]:
@@ -100,7 +45,7 @@ def hold_out(tiles: Sequence[Tile], fraction: float, seed: int, name: str) -> se
             missing[class_name] -= count
 
     def gain(group: str) -> float:
-        """How much nearer the classes' shares come to the fraction."""
+        """Compute how much nearer the classes' shares come to the fraction."""
         return sum(
             (abs(missing[name]) - abs(missing[name] - count)) / totals[name] for name, count in sizes[group].items()
         )
@@ -135,7 +80,7 @@ def fold_groups(tiles: Sequence[Tile], folds: int, fold: int, seed: int) -> set[
     Args:
         tiles: The tiles to deal out.
         folds: Their number, at least 2.
-        fold: Which one, from 0.
+        fold: Its index, from 0.
         seed: Any integer.
 
     Returns:
@@ -161,94 +106,97 @@ def fold_groups(tiles: Sequence[Tile], folds: int, fold: int, seed: int) -> set[
                 f"Received: {groups} of class {class_name}"
             )
     dealt = [Counter[str]() for _ in range(folds)]
-    mine: set[str] = set()
+    chosen: set[str] = set()
     for group in sorted(sizes, key=lambda name: (-sizes[name].total(), stable_hash(f"{seed}:fold:{name}"))):
-        place = min(range(folds), key=lambda k: sum(dealt[k][c] * n / totals[c] for c, n in sizes[group].items()))
-        dealt[place] += sizes[group]
-        if place == fold:
-            mine.add(group)
-    return mine
+        target = min(range(folds), key=lambda k: sum(dealt[k][c] * n / totals[c] for c, n in sizes[group].items()))
+        dealt[target] += sizes[group]
+        if target == fold:
+            chosen.add(group)
+    return chosen
 
 
 def split_tiles(
     tiles: Sequence[Tile],
     *,
     val_fraction: float,
-    test_fraction: float | None,
+    test_fraction: float,
     seed: int,
     folds: int | None = None,
     fold: int = 0,
-) -> dict[str, Part]:
-    """Give every tile its part: first the test tiles, then a share of the rest for validation.
+) -> dict[str, Split]:
+    """Assign every tile to a split: first the test tiles, then a share of the rest for validation.
+
+    A published test or validation split is taken as it is, and only what it lacks is drawn.
 
     Args:
         tiles: All tiles.
         val_fraction: Share of the tiles left after the test set, in (0, 1).
-        test_fraction: Share of all tiles, in (0, 1); None leaves no tile to the test.
+        test_fraction: Share of all tiles, in (0, 1).
         seed: Any integer.
         folds: Number of folds, of which one tests instead of `test_fraction`; None: no folds.
-        fold: Which one tests, from 0.
+        fold: The one that tests, from 0.
 
     Returns:
-        The part of each path.
+        The split of each path.
 
     Raises:
         UserError: A number is out of range, or a class has too few tiles or cases.
     """
+    split_of: dict[str, Split] = {t.path: t.published_split for t in tiles if t.published_split in ("val", "test")}
+    rest = [tile for tile in tiles if tile.path not in split_of]
     _check_fraction("data.val_fraction", val_fraction)
     test: set[str] = set()
     if folds is not None:
-        test = fold_groups(tiles, folds, fold, seed)
-    elif test_fraction is not None:
+        test = fold_groups(rest, folds, fold, seed)
+    elif "test" not in split_of.values():
         _check_fraction("data.test_fraction", test_fraction)
-        test = hold_out(tiles, test_fraction, seed, "test")
-    rest = [tile for tile in tiles if tile.group not in test]
-    val = hold_out(rest, val_fraction, seed, "val")
+        test = hold_out(rest, test_fraction, seed, "test")
+    val: set[str] = set()
+    if "val" not in split_of.values():
+        val = hold_out([tile for tile in rest if tile.group not in test], val_fraction, seed, "val")
+    for tile in rest:
+        split_of[tile.path] = "test" if tile.group in test else "val" if tile.group in val else "train"
+    return split_of
 
-    def part(group: str) -> Part:
-        return "test" if group in test else "val" if group in val else "train"
 
-    return {tile.path: part(tile.group) for tile in tiles}
-
-
-def check_no_overlap(tiles: Iterable[Tile], parts: Mapping[str, Part]) -> None:
-    """Refuse a split that has one case on two sides.
+def check_no_overlap(tiles: Iterable[Tile], split_of: Mapping[str, Split]) -> None:
+    """Refuse a split that divides a case.
 
     Args:
         tiles: All tiles.
-        parts: The part of each path.
+        split_of: The split of each path.
 
     Raises:
-        UserError: Names a case, its parts, and how many cases are torn apart.
+        UserError: Names a case, its splits, and how many cases are divided.
     """
-    seen: defaultdict[str, set[Part]] = defaultdict(set)
+    seen: defaultdict[str, set[Split]] = defaultdict(set)
     for tile in tiles:
-        seen[tile.group].add(parts[tile.path])
-    torn = sorted(group for group, where in seen.items() if len(where) > 1)
-    if torn:
+        seen[tile.group].add(split_of[tile.path])
+    divided = sorted(group for group, where in seen.items() if len(where) > 1)
+    if divided:
         raise UserError(
             f"The split has tiles of one case, or of one group, on two sides, which inflates every result. "
-            f"Expected each in one part. Received: {torn[0]} in {', '.join(sorted(seen[torn[0]]))} "
-            f"({len(torn)} such cases or groups)"
+            f"Expected each in one split. Received: {divided[0]} in {', '.join(sorted(seen[divided[0]]))} "
+            f"({len(divided)} such cases or groups)"
         )
 
 
-def write_split(file: Path, tiles: Iterable[Tile], parts: Mapping[str, Part]) -> None:
+def write_split(file: Path, tiles: Iterable[Tile], split_of: Mapping[str, Split]) -> None:
     """Write a split as CSV with the columns path, class, case and split, ordered by path.
 
     Args:
         file: Where to write.
         tiles: All tiles.
-        parts: The part of each path.
+        split_of: The split of each path.
     """
-    with replacing_text(file) as stream:
+    with atomic_write_text(file) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
         for tile in sorted(tiles, key=lambda tile: tile.path):
-            writer.writerow((tile.path, tile.class_name, tile.case, parts[tile.path]))
+            writer.writerow((tile.path, tile.class_name, tile.case, split_of[tile.path]))
 
 
-def read_split(file: Path, tiles: Iterable[Tile]) -> dict[str, Part]:
+def read_split(file: Path, tiles: Iterable[Tile]) -> dict[str, Split]:
     """Read a split that `write_split`, or a person, wrote.
 
     Args:
@@ -256,22 +204,22 @@ def read_split(file: Path, tiles: Iterable[Tile]) -> dict[str, Part]:
         tiles: The tiles found on disk; the file must name each of them, and no others.
 
     Returns:
-        The part of each path.
+        The split of each path.
 
     Raises:
         UserError: The file is missing or malformed, or it and the folder differ.
     """
-    parts: dict[str, Part] = {}
-    for path, part in _rows(file):
-        if parts.setdefault(path, part) != part:
-            raise UserError(f"data.split_file gives a tile two parts. Expected one. Received: {path} in {file}")
-    difference = describe_difference(parts.keys(), {tile.path for tile in tiles})
+    split_of: dict[str, Split] = {}
+    for path, split in _rows(file):
+        if split_of.setdefault(path, split) != split:
+            raise UserError(f"data.split_file puts a tile into two splits. Expected one. Received: {path} in {file}")
+    difference = describe_difference(split_of.keys(), {tile.path for tile in tiles})
     if difference:
         raise UserError(
-            f"data.split_file does not fit the folder: {difference}. Mend the file or the folder, or split afresh "
+            f"data.split_file does not fit the folder: {difference}. Fix the file or the folder, or split anew "
             f"without it. Received: {file}"
         )
-    return parts
+    return split_of
 
 
 def describe_difference(split: Set[str], folder: Set[str]) -> str:
@@ -288,26 +236,25 @@ def describe_difference(split: Set[str], folder: Set[str]) -> str:
     return " and ".join(f"{len(paths)} tiles {what}, such as {min(paths)}" for paths, what in sides if paths)
 
 
-def _rows(file: Path) -> Iterable[tuple[str, Part]]:
+def _rows(file: Path) -> Iterable[tuple[str, Split]]:
     for line, row in enumerate(read_table(file, "data.split_file", ("path", "split")), start=2):
-        if row["split"] not in PARTS:
+        if row["split"] not in SPLITS:
             raise UserError(
-                f"data.split_file has an unknown part in line {line}. "
+                f"data.split_file has an unknown split in line {line}. "
                 f"Expected train, val or test. Received: {row['split']}"
             )
         yield row["path"], row["split"]
 
 
-def fingerprint(parts: Mapping[str, Part]) -> str:
-    """Return 64 hexadecimal digits that two splits share only if every tile has the same part in both."""
-    return stable_hash("\n".join(f"{path}\t{part}" for path, part in sorted(parts.items())))
+def fingerprint(values: Mapping[str, str]) -> str:
+    """Return 64 hexadecimal digits that two mappings of tiles, such as two splits, share only if they are equal.
+
+    Args:
+        values: By the tile's path.
+    """
+    return stable_hash("\n".join(f"{path}\t{value}" for path, value in sorted(values.items())))
 
 
 def _check_fraction(key: str, fraction: float) -> None:
     if not 0 < fraction < 1:
         raise UserError(f"{key} is out of range. Expected more than 0 and less than 1. Received: {fraction}")
-
-
-def stable_hash(text: str) -> str:
-    """Return 64 hexadecimal digits that a text has on every machine."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,1 +1,1 @@
-"""Probabilities to evidence."""
+"""Logits to evidence: metrics with intervals, calibration, results, pictures and the report."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_pl.evaluation.measures import NAMES, Values, measure
+from histo_pl.evaluation.metrics import NAMES, Values, measure
 
 LEVEL = 0.95
 MAX_CASES = 200  # of a class; more are joined to as many random groups (Kott, J. Off. Stat. 17, 2001)

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from histo_pl.evaluation.measures import ECE_BINS, bin_of
-from histo_pl.evaluation.scores import Scores
-from histo_pl.storage import replacing
+from histo_pl.evaluation.metrics import ECE_BINS, bin_of
+from histo_pl.evaluation.predictions import Predictions
+from histo_pl.storage import atomic_write
 
 TRAIN, VAL = "#2a6f97", "#d1495b"
 TILES, CASES = "#2a6f97", "#e08e45"
@@ -32,7 +32,8 @@ def plot_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int, title: s
         A figure of 1350 by 450 pixels.
     """
     figure = Figure(figsize=(9, 3), dpi=150)
-    figure.suptitle(title.encode(errors="backslashreplace").decode(), fontsize=10)  # a folder's name may be no Unicode
+    printable = title.encode(errors="backslashreplace").decode()  # a folder's name may be no Unicode
+    figure.suptitle(printable, fontsize=10, parse_math=False)  # nor TeX, if it has two dollar signs
     margins = {"left": 0.05, "right": 0.99, "bottom": 0.15, "top": 0.83, "wspace": 0.2}
     names = {"loss": "loss (BCE)", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
     for axes, (metric, label) in zip(figure.subplots(1, len(names), gridspec_kw=margins), names.items(), strict=True):
@@ -44,8 +45,8 @@ def plot_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int, title: s
 
 def _plot_metric(axes: Axes, epochs: Sequence[Mapping[str, float]], metric: str, label: str) -> None:
     numbers = [epoch["epoch"] + 1 for epoch in epochs]
-    for part, name, colour in (("train", "training", TRAIN), ("val", "validation", VAL)):
-        values = [epoch.get(f"{part}/{metric}", np.nan) for epoch in epochs]
+    for split, name, colour in (("train", "training", TRAIN), ("val", "validation", VAL)):
+        values = [epoch.get(f"{split}/{metric}", np.nan) for epoch in epochs]
         axes.plot(numbers, values, marker="o", markersize=3, linewidth=1.5, color=colour, label=name)
     axes.set(xlabel="epoch", title=label)
     axes.title.set_fontsize(9)
@@ -84,22 +85,22 @@ def plot_confusion(matrix: ArrayLike, title: str) -> Figure:
     return figure
 
 
-def plot_roc(levels: Mapping[str, Scores]) -> Figure:
+def plot_roc(levels: Mapping[str, Predictions]) -> Figure:
     """Draw each level's ROC curve, and a point for its threshold.
 
     Args:
-        levels: Scores by the name of their level, such as tiles and cases.
+        levels: Predictions by the name of their level, such as tiles and cases.
 
     Returns:
         A square figure.
     """
 
-    def curve(scores: Scores) -> tuple[ArrayLike, ArrayLike]:
-        found, called_wrongly = _cumulated(scores)
+    def curve(predictions: Predictions) -> tuple[ArrayLike, ArrayLike]:
+        found, called_wrongly = _cumulated(predictions)
         return called_wrongly / max(called_wrongly[-1], 1), found / max(found[-1], 1)
 
-    def point(scores: Scores) -> tuple[float, float]:
-        called, malignant = scores.called, scores.malignant
+    def point(predictions: Predictions) -> tuple[float, float]:
+        called, malignant = predictions.called, predictions.malignant
         return float(called[~malignant].mean()), float(called[malignant].mean())
 
     figure, axes = _square("1 - specificity", "sensitivity")
@@ -108,47 +109,47 @@ def plot_roc(levels: Mapping[str, Scores]) -> Figure:
     return figure
 
 
-def plot_precision_recall(levels: Mapping[str, Scores]) -> Figure:
+def plot_precision_recall(levels: Mapping[str, Predictions]) -> Figure:
     """Draw each level's precision over its recall, and a point for its threshold.
 
     Args:
-        levels: Scores by the name of their level.
+        levels: Predictions by the name of their level.
 
     Returns:
         A square figure; the dotted lines are the shares of malignant observations.
     """
 
-    def curve(scores: Scores) -> tuple[ArrayLike, ArrayLike]:
-        found, called_wrongly = _cumulated(scores)
+    def curve(predictions: Predictions) -> tuple[ArrayLike, ArrayLike]:
+        found, called_wrongly = _cumulated(predictions)
         some = found + called_wrongly > 0
         return (found / max(found[-1], 1))[some], found[some] / (found + called_wrongly)[some]
 
-    def point(scores: Scores) -> tuple[float, float]:
-        called, malignant = scores.called, scores.malignant
+    def point(predictions: Predictions) -> tuple[float, float]:
+        called, malignant = predictions.called, predictions.malignant
         return float(called[malignant].mean()), float(malignant[called].mean()) if called.any() else np.nan
 
     figure, axes = _square("recall (sensitivity)", "precision (PPV)")
-    for scores, colour in zip(levels.values(), (TILES, CASES), strict=False):
-        axes.axhline(scores.malignant.mean(), color=colour, linewidth=1, linestyle=":")
+    for predictions, colour in zip(levels.values(), (TILES, CASES), strict=False):
+        axes.axhline(predictions.malignant.mean(), color=colour, linewidth=1, linestyle=":")
     _draw_levels(axes, levels, curve, point)
     return figure
 
 
-def plot_calibration(scores: Scores) -> Figure:
+def plot_calibration(predictions: Predictions) -> Figure:
     """Draw the share of malignant tiles over the mean probability, for each bin of the ECE; the area is the count.
 
     Args:
-        scores: Of tiles.
+        predictions: Of tiles.
 
     Returns:
         A square figure.
     """
     figure, axes = _square("mean probability", "share malignant")
     axes.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=":", label="calibrated")
-    places = bin_of(scores.probability)
-    bins = [places == place for place in range(ECE_BINS) if (places == place).any()]
-    means = [scores.probability[chosen].mean() for chosen in bins]
-    shares = [scores.malignant[chosen].mean() for chosen in bins]
+    bin_numbers = bin_of(predictions.probability)
+    bins = [bin_numbers == number for number in range(ECE_BINS) if (bin_numbers == number).any()]
+    means = [predictions.probability[chosen].mean() for chosen in bins]
+    shares = [predictions.malignant[chosen].mean() for chosen in bins]
     areas = [15 + 300 * chosen.mean() for chosen in bins]
     axes.plot(means, shares, color=TILES, linewidth=1)
     axes.scatter(means, shares, s=areas, color=TILES, alpha=0.75, label="tiles")
@@ -156,22 +157,24 @@ def plot_calibration(scores: Scores) -> Figure:
     return figure
 
 
-def plot_histogram(scores: Scores) -> Figure:
-    """Draw how the probabilities of benign and of malignant tiles are spread, and the threshold.
+def plot_histogram(predictions: Predictions) -> Figure:
+    """Draw histograms of the probabilities of benign and of malignant tiles, and the threshold.
 
     Args:
-        scores: Of tiles.
+        predictions: Of tiles.
 
     Returns:
         A square figure.
     """
     figure, axes = _square("probability of malignancy", "tiles")
     for chosen, label, colour in (
-        (~scores.malignant, "benign", BENIGN),
-        (scores.malignant, "malignant", MALIGNANT),
+        (~predictions.malignant, "benign", BENIGN),
+        (predictions.malignant, "malignant", MALIGNANT),
     ):
-        axes.hist(scores.probability[chosen], bins=HISTOGRAM_BINS, range=(0, 1), color=colour, alpha=0.6, label=label)
-    for number, threshold in enumerate(np.unique(scores.threshold)):
+        axes.hist(
+            predictions.probability[chosen], bins=HISTOGRAM_BINS, range=(0, 1), color=colour, alpha=0.6, label=label
+        )
+    for number, threshold in enumerate(np.unique(predictions.threshold)):
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle="--", label="" if number else "threshold")
     axes.autoscale(axis="y")
     axes.set_ylim(bottom=0)
@@ -191,14 +194,14 @@ def plot_folds(values: Mapping[str, Sequence[float | None]], pooled: Mapping[str
     """
     figure = Figure(figsize=(7, 0.9 + 0.55 * len(values)), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for place, (name, ones) in enumerate(values.items()):
-        known = [value for value in ones if value is not None]
-        axes.plot(known, [place - 0.12] * len(known), "o", color=TILES, alpha=0.6, label="" if place else "a run")
+    for row, (name, of_runs) in enumerate(values.items()):
+        known = [value for value in of_runs if value is not None]
+        axes.plot(known, [row - 0.12] * len(known), "o", color=TILES, alpha=0.6, label="" if row else "a run")
         value, low, high = pooled[name]
         if value is not None:
-            axes.plot(value, place + 0.15, "D", color=CASES, label="" if place else "pooled, 95% interval")
+            axes.plot(value, row + 0.15, "D", color=CASES, label="" if row else "pooled, 95% interval")
         if low is not None and high is not None:
-            axes.plot((low, high), (place + 0.15,) * 2, color=CASES, linewidth=2)
+            axes.plot((low, high), (row + 0.15,) * 2, color=CASES, linewidth=2)
     axes.set_yticks(range(len(values)), list(values))
     axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(None, 1.01))
     _tidy(axes)
@@ -214,26 +217,28 @@ def save(figures: Mapping[str, Figure], folder: Path) -> None:
         folder: Where to write.
     """
     for name, figure in figures.items():
-        with replacing(folder / f"{name}.png") as unfinished:
+        with atomic_write(folder / f"{name}.png") as unfinished:
             figure.savefig(unfinished)
 
 
-def _cumulated(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+def _cumulated(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Malignant and benign observations above each distinct probability, from 0 on."""
-    order = np.argsort(-scores.probability, kind="stable")
-    last = np.flatnonzero(np.r_[np.diff(scores.probability[order]) != 0, True])
-    return tuple(np.r_[0, of_class[order].cumsum()[last]] for of_class in (scores.malignant, ~scores.malignant))  # pyright: ignore[reportReturnType]
+    order = np.argsort(-predictions.probability, kind="stable")
+    last = np.flatnonzero(np.r_[np.diff(predictions.probability[order]) != 0, True])
+    return tuple(
+        np.r_[0, of_class[order].cumsum()[last]] for of_class in (predictions.malignant, ~predictions.malignant)
+    )  # pyright: ignore[reportReturnType]
 
 
 def _draw_levels(
     axes: Axes,
-    levels: Mapping[str, Scores],
-    curve: Callable[[Scores], tuple[ArrayLike, ArrayLike]],
-    point: Callable[[Scores], tuple[float, float]],
+    levels: Mapping[str, Predictions],
+    curve: Callable[[Predictions], tuple[ArrayLike, ArrayLike]],
+    point: Callable[[Predictions], tuple[float, float]],
 ) -> None:
-    for (name, scores), colour in zip(levels.items(), (TILES, CASES), strict=False):
-        axes.plot(*curve(scores), color=colour, linewidth=1.5, label=name)
-        axes.plot(*point(scores), "o", color=colour, markersize=5)
+    for (name, predictions), colour in zip(levels.items(), (TILES, CASES), strict=False):
+        axes.plot(*curve(predictions), color=colour, linewidth=1.5, label=name)
+        axes.plot(*point(predictions), "o", color=colour, markersize=5)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from histo_pl.errors import ImageError, UserError
 from histo_pl.evaluation.labels import label_of
+from histo_pl.hardware import usable_cores
 from histo_pl.images import read_tile
-from histo_pl.inference.checkpoint import TrainedModel
 from histo_pl.models import to_probability
-from histo_pl.speed import usable_cores
+from histo_pl.models.checkpoint import TrainedModel
 
 BATCHES_AHEAD = 1
 

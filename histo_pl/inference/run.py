@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from histo_pl.errors import UserError
+from histo_pl.hardware import keep_freed_memory as keep_memory
 from histo_pl.images import OPENCV_RESIZE
-from histo_pl.inference.checkpoint import TrainedModel, find_checkpoint, load_model
 from histo_pl.inference.files import find_images
 from histo_pl.inference.predictor import Predictor
 from histo_pl.inference.table import check_format, format_table, write_table
-from histo_pl.speed import keep_freed_memory as keep_memory
+from histo_pl.models.checkpoint import TrainedModel, find_checkpoint, load_model
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
 

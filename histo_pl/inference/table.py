@@ -8,7 +8,7 @@ from pathlib import Path
 
 from histo_pl.errors import UserError
 from histo_pl.inference.predictor import Prediction
-from histo_pl.storage import replacing_text
+from histo_pl.storage import atomic_write_text
 
 FORMATS = (".csv", ".json")
 
@@ -54,10 +54,10 @@ def write_table(predictions: Sequence[Prediction], file: Path) -> None:
     """
     rows = [prediction.row() for prediction in predictions]
     if file.suffix.lower() == ".json":
-        with replacing_text(file, errors="backslashreplace") as stream:
+        with atomic_write_text(file, errors="backslashreplace") as stream:
             stream.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         return
-    with replacing_text(file, errors="backslashreplace") as stream:
+    with atomic_write_text(file, errors="backslashreplace") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Prediction)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""A network from plain values: what a checkpoint stores is what builds it again."""
+"""A network from plain values, which a checkpoint stores."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -19,15 +19,15 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(torchvision_backbone, name) for name in TORCHVISION},
     "timm": timm_backbone,
 }
-FORMAT_VERSION = 2  # of checkpoints; those of version 1 do not say it
+FORMAT_VERSION = 3  # of checkpoints; 1 does not state it, 2 has `seen` for `training_hashes` and local paths
 PREPROCESSING = ("stain", "mean", "std")
 
 
-def build_network(spec: Mapping[str, Any]) -> nn.Sequential:
+def build_network(model_config: Mapping[str, Any]) -> nn.Sequential:
     """Build preprocessing and backbone as one module, from bytes to logits.
 
     Args:
-        spec: `name` of the backbone and its keyword arguments, and those of `build_preprocessing`.
+        model_config: `name` of the backbone and its keyword arguments, and those of `build_preprocessing`.
 
     Returns:
         A module with the parts `preprocessing` and `backbone`; uint8 (B, 3, S, S) to logits (B,).
@@ -35,9 +35,9 @@ def build_network(spec: Mapping[str, Any]) -> nn.Sequential:
     Raises:
         UserError: The name or an argument is unknown.
     """
-    preprocessing = build_preprocessing(**{key: spec[key] for key in PREPROCESSING if key in spec})
-    arguments = {key: value for key, value in spec.items() if key not in ("name", *PREPROCESSING)}
-    name = spec.get("name")
+    preprocessing = build_preprocessing(**{key: model_config[key] for key in PREPROCESSING if key in model_config})
+    arguments = {key: value for key, value in model_config.items() if key not in ("name", *PREPROCESSING)}
+    name = model_config.get("name")
     if name not in BACKBONES:
         raise UserError(f"The network is unknown. Expected one of {', '.join(BACKBONES)}. Received: {name}")
     try:

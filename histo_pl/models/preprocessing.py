@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from histo_pl.errors import UserError
-from histo_pl.models.macenko import MacenkoNormalizer
+from histo_pl.models.stain_normalization import MacenkoNormalizer
 
 STAINS: dict[str, type[nn.Module]] = {"macenko": MacenkoNormalizer}
 

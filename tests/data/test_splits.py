@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from histo_pl.data.splits import Tile, case_of, check_no_overlap, fingerprint, read_split, split_tiles, write_split
+from histo_pl.data.splits import check_no_overlap, fingerprint, read_split, split_tiles, write_split
+from histo_pl.data.tile import Tile, case_of
 from histo_pl.errors import UserError
 
 
@@ -22,7 +23,7 @@ def cases_of(sizes: dict[str, list[int]]) -> list[Tile]:
     ]
 
 
-def split(tiles: list[Tile], seed: int = 0, test_fraction: float | None = 0.2) -> dict:
+def split(tiles: list[Tile], seed: int = 0, test_fraction: float = 0.2) -> dict:
     return split_tiles(tiles, val_fraction=0.2, test_fraction=test_fraction, seed=seed)
 
 
@@ -90,7 +91,7 @@ def test_three_large_cases_a_class_are_enough_and_two_are_not() -> None:
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.2])
 def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(UserError, match=r"data\.val_fraction"):
-        split_tiles(tiles_of({"a": 9, "b": 9}), val_fraction=fraction, test_fraction=None, seed=0)
+        split_tiles(tiles_of({"a": 9, "b": 9}), val_fraction=fraction, test_fraction=0.2, seed=0)
 
 
 def test_overlap_is_refused() -> None:
@@ -101,7 +102,7 @@ def test_overlap_is_refused() -> None:
 
 def test_a_split_survives_its_file_with_any_name(tmp_path: Path) -> None:
     tiles = [*tiles_of({"benign": 9, "malignant": 9}), Tile('benign/a, "b" é\n.png', "benign", "x,y")]
-    parts = split(tiles, test_fraction=None)
+    parts = split(tiles)
     write_split(tmp_path / "split.csv", tiles, parts)
     assert read_split(tmp_path / "split.csv", tiles) == parts
     with (tmp_path / "split.csv").open(newline="") as file:
@@ -116,9 +117,9 @@ def test_a_split_survives_its_file_with_any_name(tmp_path: Path) -> None:
             "path,split\na/0.png,train\na/1.png,test\na/2.png,test\n",
             "1 tiles of the split are not on disk, such as a/2.png",
         ),
-        ("path,split\na/0.png,train\na/1.png,hold\n", "unknown part in line 3"),
+        ("path,split\na/0.png,train\na/1.png,hold\n", "unknown split in line 3"),
         ("file,split\n", "lacks a column"),
-        ("path,split\na/0.png,train\na/1.png,test\na/0.png,test\n", "two parts"),
+        ("path,split\na/0.png,train\na/1.png,test\na/0.png,test\n", "two splits"),
         ("split,path\ntrain\n", "1 tiles of the split are not on disk"),
     ],
 )

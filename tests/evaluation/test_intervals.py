@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from histo_pl.evaluation.intervals import Estimate, estimate, t_quantile
-from histo_pl.evaluation.measures import NAMES
+from histo_pl.evaluation.metrics import NAMES
 
 Data = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.str_]]
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from histo_pl.evaluation.report import Report, figures, format_estimate, worst_mistakes
-from histo_pl.evaluation.scores import Scores, referral
+from histo_pl.evaluation.predictions import Predictions, format_estimate, referral
+from histo_pl.evaluation.report import Report, figures, worst_mistakes
 from tests.conftest import draw_image
 
 
-def make_scores(count: int = 40, with_cases: bool = True) -> Scores:
+def make_scores(count: int = 40, with_cases: bool = True) -> Predictions:
     generator = np.random.default_rng(0)
     malignant = np.arange(count) % 8 >= 4
-    return Scores(
+    return Predictions(
         path=np.array([f"tile<{n}>.png" for n in range(count)]),
         case=np.array([f"case{n // 4}" if with_cases else "" for n in range(count)]),
         malignant=malignant,
@@ -25,7 +25,7 @@ def make_scores(count: int = 40, with_cases: bool = True) -> Scores:
     )
 
 
-def results_of(scores: Scores) -> dict[str, Any]:
+def results_of(scores: Predictions) -> dict[str, Any]:
     return {
         "test": scores.summary(),
         "test_by_case": scores.by_case().summary() if scores.unit == "cases" else None,
@@ -94,7 +94,7 @@ def test_the_worst_mistakes_are_the_most_certain_ones_of_both_kinds() -> None:
 
 
 def test_a_case_has_its_tiles_mean_and_is_malignant_if_a_tile_is() -> None:
-    scores = Scores(
+    scores = Predictions(
         path=np.array(["1", "2", "3"]),
         case=np.array(["a", "a", "b"]),
         malignant=np.array([False, True, False]),

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from histo_pl.errors import UserError
-from histo_pl.inference import Predictor, load_model, predict
+from histo_pl.inference import Predictor
 from histo_pl.inference.files import find_images
+from histo_pl.inference.run import predict
+from histo_pl.models.checkpoint import load_model
 from tests.conftest import BREAKHIS, ROOT, draw_image
 
 ODD_NAME = "odd, name (1) = [x] 'q' é.png"

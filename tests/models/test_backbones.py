@@ -12,13 +12,14 @@ from torch import nn
 
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE, read_tile
-from histo_pl.inference import Predictor, TrainedModel, load_model, save_model
+from histo_pl.inference import Predictor
 from histo_pl.models import build_network, to_probability
 from histo_pl.models.backbones import TORCHVISION
-from histo_pl.models.classifier import TileClassifier
-from histo_pl.models.freezing import freeze_all_but
-from histo_pl.models.optimizers import adamw
-from histo_pl.models.weights import lite0_state, load_encoder, read_state, resolve_spec
+from histo_pl.models.checkpoint import TrainedModel, load_model, save_model
+from histo_pl.models.pretrained import load_encoder, load_lite0_weights, read_state, resolve_model_config
+from histo_pl.training.freezing import freeze_all_but
+from histo_pl.training.module import TileClassifier
+from histo_pl.training.optimizers import adamw
 from tests.conftest import compose_config, draw_image
 
 LITE0 = {"name": "timm", "architecture": "tf_efficientnet_lite0", "arguments": {}, "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -51,7 +52,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def facts(spec: dict[str, Any]) -> dict[str, Any]:
+def facts(model_config: dict[str, Any]) -> dict[str, Any]:
     return {"negative_class": "benign", "positive_class": "malignant", "name": "x", "synthetic": False}
 
 
@@ -61,18 +62,20 @@ def facts(spec: dict[str, Any]) -> dict[str, Any]:
 )
 def test_training_checkpoint_and_prediction_agree(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    spec = FAMILIES[family]
+    model_config = FAMILIES[family]
     file = draw_image(tmp_path / "tile.png", size=(48, 40))
     tile = read_tile(file, 32)
-    options = {"image_size": 32, "classes": ["benign", "malignant"], "data": facts(spec), "resize": RESIZE}
-    classifier = TileClassifier(network=spec, **options).eval()
+    options = {"image_size": 32, "classes": ["benign", "malignant"], "data": facts(model_config), "resize": RESIZE}
+    classifier = TileClassifier(network=model_config, **options).eval()
     with torch.no_grad():
         trained = to_probability(classifier(tile[None]))
         backbone, images = classifier.network.backbone, tile[None].float() / 255
-        if "mean" in spec and not spec.get("stain"):
-            mean, std = (torch.tensor(spec[key]).reshape(3, 1, 1) for key in ("mean", "std"))
+        if "mean" in model_config and not model_config.get("stain"):
+            mean, std = (torch.tensor(model_config[key]).reshape(3, 1, 1) for key in ("mean", "std"))
             assert torch.allclose(to_probability(backbone((images - mean) / std)), trained, atol=1e-6)
-    save_model(TrainedModel(classifier.network, spec, 32, RESIZE, 0.5, 1.0, facts(spec)), tmp_path / "a.ckpt")
+    save_model(
+        TrainedModel(classifier.network, model_config, 32, RESIZE, 0.5, 1.0, facts(model_config)), tmp_path / "a.ckpt"
+    )
     predictor = Predictor(load_model(tmp_path / "a.ckpt"), "cpu")
     (answer,) = predictor.predict([file])
     assert torch.allclose(predictor.probabilities(tile[None]), trained, atol=1e-6)
@@ -108,7 +111,7 @@ def test_the_embedded_weights_know_a_cup_of_coffee_and_a_cat() -> None:
     from skimage.data import chelsea, coffee
 
     network = timm.create_model("tf_efficientnet_lite0")
-    network.load_state_dict(lite0_state())
+    network.load_state_dict(load_lite0_weights())
     preprocess = build_network(LITE0)[0]
     for photograph, classes in ((coffee(), {967}), (chelsea(), {281, 282, 285})):  # espresso; three kinds of cats
         square = torch.from_numpy(photograph[:, : photograph.shape[0]].copy()).permute(2, 0, 1)[None].float()
@@ -119,12 +122,12 @@ def test_the_embedded_weights_know_a_cup_of_coffee_and_a_cat() -> None:
 
 def test_the_embedded_encoder_is_that_network_up_to_its_stage() -> None:
     torch.manual_seed(0)
-    spec = resolve_spec(LITE0 | {"stages": [3]}, 64)
-    network = build_network(spec)
-    state, origin = load_encoder(spec, "embedded")
+    model_config = resolve_model_config(LITE0 | {"stages": [3]}, 64)
+    network = build_network(model_config)
+    state, origin = load_encoder(model_config, "embedded")
     network[1].encoder.load_state_dict(state)
     whole = timm.create_model("tf_efficientnet_lite0")
-    whole.load_state_dict(lite0_state())
+    whole.load_state_dict(load_lite0_weights())
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         maps = whole.eval().forward_features
@@ -151,7 +154,7 @@ def test_weights_of_others_are_taken_from_their_file(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_what_the_hub_says_of_an_encoder_is_written_out(tmp_path: Path) -> None:
-    """A folder such as the hub holds: its normalisation and arguments go into the spec, its weights are found."""
+    """A folder such as the hub holds: its normalisation and arguments are written out, its weights are found."""
     from timm.models import save_for_hf
 
     torch.manual_seed(0)
@@ -160,11 +163,11 @@ def test_what_the_hub_says_of_an_encoder_is_written_out(tmp_path: Path) -> None:
     save_for_hf(peer, tmp_path / "hub", model_args={"img_size": 64, "init_values": 0.5})
     name = f"local-dir:{tmp_path / 'hub'}"
     named = {"name": "timm", "architecture": name, "arguments": {}, "stages": None, "mean": None, "std": None}
-    spec = resolve_spec(named, 64)
-    assert spec["architecture"] == "test_vit"
-    assert spec["arguments"]["init_values"] == 0.5
-    assert (spec["mean"], spec["std"]) == ([0.7, 0.6, 0.7], [0.2, 0.2, 0.1])
-    state, _ = load_encoder(spec, "pretrained", name)
+    model_config = resolve_model_config(named, 64)
+    assert model_config["architecture"] == "test_vit"
+    assert model_config["arguments"]["init_values"] == 0.5
+    assert (model_config["mean"], model_config["std"]) == ([0.7, 0.6, 0.7], [0.2, 0.2, 0.1])
+    state, _ = load_encoder(model_config, "pretrained", name)
     assert all(torch.equal(state[key], value) for key, value in peer.state_dict().items())
 
 
@@ -195,7 +198,7 @@ def test_presets_are_what_their_makers_say(preset: str) -> None:
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
-    ("spec", "weights", "message"),
+    ("model_config", "weights", "message"),
     [
         ({"name": "resnet18"}, "pretrained", "downloaded or read"),
         (LITE0 | {"stages": None}, "hf-hub:MahmoodLab/UNI2-h", "downloaded or read.*token"),
@@ -208,18 +211,18 @@ def test_presets_are_what_their_makers_say(preset: str) -> None:
     ],
 )  # fmt: skip
 def test_weights_that_cannot_be_had_are_one_clear_error(
-    spec: dict[str, Any], weights: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_config: dict[str, Any], weights: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     torch.save(build_network({"name": "resnet18"})[1].encoder.state_dict(), "resnet18.pth")
     Path("text.pth").write_text("no weights", encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        load_encoder(spec, weights)
+        load_encoder(model_config, weights)
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("model_config", "message"),
     [
         ({"name": "timm", "architecture": "resnet19"}, "timm does not know.*resnet18"),
         ({"name": "timm", "architecture": "hf-hub:someone/something"}, "timm does not know"),
@@ -228,11 +231,11 @@ def test_weights_that_cannot_be_had_are_one_clear_error(
         ({"name": "vit_b_16", "image_size": 100}, "multiple of 16"),
     ],
 )
-def test_networks_that_cannot_be_are_refused(spec: dict[str, Any], message: str) -> None:
+def test_networks_that_cannot_be_are_refused(model_config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_network(spec)
+        build_network(model_config)
 
 
 def test_a_name_that_timm_does_not_know_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(UserError, match=r"timm does not know.*tf_efficientnet_lite0"):
-        resolve_spec(LITE0 | {"architecture": "tf_efficientnet_lite00", "mean": None}, 32)
+        resolve_model_config(LITE0 | {"architecture": "tf_efficientnet_lite00", "mean": None}, 32)

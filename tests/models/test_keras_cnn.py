@@ -54,14 +54,14 @@ def test_any_size_from_bytes_to_logits(size: int) -> None:
 
 
 def test_what_cannot_be_built_is_refused() -> None:
-    for spec, message in (
+    for model_config, message in (
         ({"name": "keras_cnn", "image_size": 21}, "at least 22"),
         ({"name": "keras_cnn", "dense_activation": "tanh"}, "sigmoid or relu"),
         ({"name": "keras_cnn", "depth": 3}, "depth"),
         ({"name": "os.system"}, "unknown"),
     ):
         with pytest.raises(UserError, match=message):
-            build_network(spec)
+            build_network(model_config)
 
 
 def test_frozen_units_are_counted() -> None:

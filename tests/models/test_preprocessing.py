@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torchstain.numpy.normalizers import NumpyMacenkoNormalizer
 
-from histo_pl.data.tissue import Stain, draw_tile
+from histo_pl.data.synthetic.tissue import Stain, draw_tile
 from histo_pl.errors import UserError
-from histo_pl.models.macenko import MacenkoNormalizer
 from histo_pl.models.preprocessing import build_preprocessing
+from histo_pl.models.stain_normalization import MacenkoNormalizer
 
 
 def drawn(count: int = 3, size: int = 96) -> Tensor:

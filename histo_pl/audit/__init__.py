@@ -1,0 +1,1 @@
+"""Search for copies, leaks and confounders in folders of tiles, before any training."""

@@ -1,0 +1,125 @@
+"""What a command line needs beside Hydra: names typed as they are, and errors of one line."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from histo_pl.errors import UserError
+from histo_pl.signals import catch_stop_signals
+
+LITERAL_KEYS = (
+    "ckpt",
+    "data.group_regex",
+    "data.groups_file",
+    "data.name",
+    "data.positive_class",
+    "data.root",
+    "data.split_file",
+    "img",
+    "model.weights",
+    "out",
+    "resume",
+)
+COLUMNS = "data.columns."  # a key below this may be new, which Hydra takes with ++ alone
+
+
+def quote_literals(arguments: Sequence[str], environment: dict[str, str]) -> list[str]:
+    """Quote the values of path-like keys for Hydra's grammar, in which `,()[]{}=:` and spaces mean something.
+
+    A value that is quoted already, or is null, is left alone. In a multirun a comma separates values to sweep
+    over, unless a path of that very name exists. A leading ~ means the home folder, as in a shell.
+
+    Args:
+        arguments: The command line without the program's name.
+        environment: `os.environ`. Lightning starts the other processes of a distributed run with arguments
+            that are quoted already, and sets LOCAL_RANK.
+
+    Returns:
+        The arguments for Hydra.
+    """
+    if "LOCAL_RANK" in environment:
+        return list(arguments)
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    return [_quote_argument(argument, multirun) for argument in arguments]
+
+
+def _quote_argument(argument: str, multirun: bool) -> str:
+    key, equals, value = argument.partition("=")
+    is_column = key.startswith(COLUMNS)
+    if not equals or not (is_column or key.lstrip("+") in LITERAL_KEYS) or value == "null":
+        return argument
+    key = f"++{key}" if is_column else key
+    exists = os.path.exists(value)  # noqa: PTH110  (Path.exists fails on a name that is too long)
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    sweep = multirun and "," in value and not is_column and not key.endswith("group_regex")
+    if not exists and (quoted or sweep):
+        return f"{key}={value}"
+    return f"{key}={quote(value if exists else str(os.path.expanduser(value)))}"  # noqa: PTH111
+
+
+def quote(value: str) -> str:
+    """Write a text as a quoted string of Hydra's grammar.
+
+    Backslashes count double only before a quote or at the end; `${` would begin an interpolation.
+
+    Args:
+        value: Any text.
+
+    Returns:
+        The text in single quotes, escaped.
+    """
+    escaped, backslashes = "", 0
+    for character in value:
+        if character == "'":
+            escaped += "\\" * (backslashes + 1)
+        escaped += character
+        backslashes = backslashes + 1 if character == "\\" else 0
+    escaped += "\\" * backslashes
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
+def prepare_process() -> None:
+    """Let this process print any file's name, which need not be Unicode, and end in order on a signal."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    catch_stop_signals()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with the message alone where a person can mend the error; others keep their traceback.
+
+    Raises:
+        SystemExit: With the message, exit status 1.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        raise SystemExit(message) from None
+
+
+def message_of(error: BaseException) -> str | None:
+    """Write what a person can do about an error.
+
+    Args:
+        error: Any exception; what it was raised from counts too, as Hydra wraps what a constructor raises.
+
+    Returns:
+        One line; None: a fault of the program.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return f"Error: {cause}"
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"Error: The system refused: {cause.strerror}. Received: {_shown(cause.filename)}"
+        cause = cause.__cause__
+    return None
+
+
+def _shown(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else "no file's name"

@@ -1,0 +1,122 @@
+"""Programs of Hydra: started as typed, ended in order, and sweeps that go on after a failing job."""
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from histo_pl.cli.command_line import (
+    COLUMNS,
+    LITERAL_KEYS,
+    message_of,
+    one_line_errors,
+    prepare_process,
+    quote_literals,
+)
+from histo_pl.signals import set_stop_message, set_stop_suffix
+from histo_pl.storage import atomic_write_text, new_folder, remove_empty_folders
+
+FAILED = "failed.txt"  # in a job's folder: its overrides, and why it failed
+
+OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
+
+
+def run_program(main: Callable[[], Any]) -> None:
+    """Run one of the programs: its arguments as typed, its errors in one line, ended in order by a signal.
+
+    Args:
+        main: What `hydra.main` made.
+
+    Raises:
+        SystemExit: With the message of an error, exit status 1.
+    """
+    prepare_process()
+    sys.argv[1:] = quote_literals(sys.argv[1:], dict(os.environ))
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
+    with one_line_errors():
+        try:
+            main()
+        except InstantiationException:
+            raise
+        except CompactHydraException as error:  # a mistake in the configuration, in Hydra's own words
+            raise SystemExit("\n".join(str(one) for one in (error, error.__cause__) if one is not None)) from None
+
+
+@contextmanager
+def job() -> Iterator[None]:
+    """Run what a program does; in a sweep a job that fails says so, notes it in its folder, and the others go on.
+
+    Raises:
+        SystemExit: It failed, outside of a sweep.
+    """
+    set_stop_message(lambda: f"Nothing was written. Start again with: {command_line()}")
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        with one_line_errors(), _without_empty_folders():
+            yield
+        return
+    set_stop_suffix(" The sweep's later jobs were not run.")
+    note = Path(HydraConfig.get().runtime.output_dir, FAILED)
+    note.unlink(missing_ok=True)
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        message = message_of(error)
+        if message is None:
+            message = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        else:
+            print(message, file=sys.stderr, flush=True)
+        with atomic_write_text(note) as stream:
+            stream.write(f"{' '.join(HydraConfig.get().overrides.task)}\n{' '.join(message.split())}\n")
+
+
+@contextmanager
+def _without_empty_folders() -> Iterator[None]:
+    """Remove Hydra's folder where the run was refused, or has `run_dir`."""
+    try:
+        yield
+    finally:
+        remove_empty_folders()
+
+
+def command_line(*changes: str) -> str | None:
+    """Write the command line of this run again, with some keys changed.
+
+    Args:
+        *changes: Such as `resume=outputs/DAY/TIME/last.ckpt`; the value is taken literally.
+
+    Returns:
+        A line for a shell, of a sweep that of this job alone; None where no program runs but Python code.
+    """
+    if not HydraConfig.initialized():
+        return None
+    config = HydraConfig.get()
+    changed = {change.partition("=")[0] for change in changes}
+    kept = [one for one in config.overrides.task if one.lstrip("+").partition("=")[0] not in changed]
+    if config.mode == RunMode.MULTIRUN:
+        kept.append("hydra.mode=RUN")  # a configuration may ask for a sweep
+    else:
+        kept += [one for one in config.overrides.hydra if not one.startswith("hydra.mode=")]
+    program = os.path.relpath(sys.argv[0])
+    return shlex.join(["python", program, *map(_as_typed, kept), *changes])
+
+
+def _as_typed(override: str) -> str:
+    """Undo `quote_literals`, where it was at work."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in LITERAL_KEYS and not key.lstrip("+").startswith(COLUMNS):
+        return override
+    if not value.startswith("'"):
+        return override
+    literal = OmegaConf.create({"value": OverridesParser.create().parse_override(override).value()}).value
+    return f"{key}={literal}"

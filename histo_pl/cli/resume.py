@@ -1,0 +1,90 @@
+"""Settings of a run that is resumed, compared with those of the interrupted run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from histo_pl.errors import UserError
+
+CONFIG, LAST, BEST = "config.yaml", "last.ckpt", "best.ckpt"
+IN_CHECKPOINT = ("optim.", "scheduler.")  # settings that the optimizer's state in the checkpoint brings along
+FREE = (  # settings that change no result, or only what comes after the training
+    "calibration.",
+    "callbacks.",
+    "colour_baseline",
+    "data.cache",
+    "data.columns",
+    "data.groups_file",
+    "data.num_workers",
+    "data.pin_memory",
+    "data.prefetch_factor",
+    "data.root",
+    "data.split_file",
+    "embeddings.store.",
+    "keep_freed_memory",
+    "logger.",
+    "model.weights",
+    "resume",
+    "run_dir",
+    "trainer.enable_",
+    "trainer.log_every_n_steps",
+    "trainer.max_epochs",
+)
+
+
+def resolve_resume(resume: str | None) -> str | None:
+    """Resolve a run's folder to its last.ckpt.
+
+    Args:
+        resume: A last.ckpt, a run's folder, or None.
+
+    Returns:
+        The path of the checkpoint, or None.
+    """
+    return str(Path(resume, LAST)) if resume is not None and Path(resume).is_dir() else resume
+
+
+def compare_with_interrupted_run(config: DictConfig) -> list[str]:
+    """Compare the settings of a resumed run with the config.yaml of the run that it goes on with.
+
+    Args:
+        config: As `conf/train.yaml` composes it.
+
+    Returns:
+        A warning that names the settings that differ; empty if none does, or nothing is resumed.
+
+    Raises:
+        UserError: A setting differs that the checkpoint brings along, such as the learning rate.
+    """
+    file = Path(config.resume).with_name(CONFIG) if config.resume else None
+    if file is None or not file.is_file():
+        return []
+    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(file))))
+    now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    differing = [key for key in keys if not key.startswith(FREE) and not key.endswith("_target_")]
+    changes = {key: f"{key}={now.get(key)} (before: {before.get(key)})" for key in differing}
+    fixed = [change for key, change in changes.items() if key.startswith(IN_CHECKPOINT)]
+    if fixed:
+        raise UserError(
+            f"The optimizer of a resumed run is its checkpoint's, settings included. Expected the settings of the "
+            f"interrupted run; or start a new run from its weights: model.weights={file.with_name(BEST)}. "
+            f"Received: {', '.join(fixed)}"
+        )
+    if not changes:
+        return []
+    return [f"Resumed with other settings than before, so that the results are of both: {', '.join(changes.values())}."]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield the plain values of nested settings by their dotted keys."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and value:
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{key}.{index}")
+    else:
+        yield key, value

@@ -1,0 +1,62 @@
+"""Properties of the machine at hand: cores, fast number formats, memory allocation."""
+
+import ctypes
+import os
+import sys
+
+import torch
+
+# mallopt's parameters, from glibc's malloc.h, and what they are set to.
+_KEEP = {
+    -4: 0,  # M_MMAP_MAX: no block is borrowed from the system for itself alone, to be returned when it is freed
+    -1: -1,  # M_TRIM_THRESHOLD: the end of the heap is never returned
+    -2: 256 * 2**20,  # M_TOP_PAD: bytes more than needed that the heap grows by
+}
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep the memory that the program frees, and use it again.
+
+    By default every large tensor is borrowed from the system and returned, and the next one's pages are cleared and
+    mapped anew: on the processor that is half of a training step (docs/benchmarks.md). The process stays as large as
+    it was at its largest.
+
+    Returns:
+        True if it was done; elsewhere than on glibc nothing is.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    return all(libc.mallopt(parameter, value) for parameter, value in _KEEP.items())
+
+
+def fast_precision(accelerator: str = "auto") -> str:
+    """Choose the mixed precision that this machine computes faster than float32.
+
+    Args:
+        accelerator: Lightning's name of the device: cpu, or another for a GPU if there is one.
+
+    Returns:
+        Lightning's name: bf16-mixed where a GPU, or else the processor (AMX, AVX512-BF16), multiplies bfloat16;
+        16-mixed on an older GPU; 32-true on other processors, where bfloat16 would take several times as long.
+    """
+    on_gpu = accelerator != "cpu"
+    if on_gpu and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if (on_gpu and torch.backends.mps.is_available()) or multiplies_bfloat16():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def multiplies_bfloat16() -> bool:
+    """Tell if the processor has instructions for products of bfloat16; False where PyTorch does not say it."""
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private functions, which a release may drop
+    checks = (getattr(torch.cpu, name, None) for name in names)
+    return any(check() for check in checks if check is not None)
+
+
+def usable_cores() -> int:
+    """Count the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,353 @@
+"""A trained model on disk: checkpoint files read without running code, checked, and written."""
+
+import logging
+import pickle
+import shlex
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from histo_pl.errors import UserError
+from histo_pl.images import RESIZE, RESIZES
+from histo_pl.models.network import FORMAT_VERSION, build_network
+from histo_pl.storage import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+LATEST = "latest"
+RUN_FOLDERS = ("outputs", "multirun")
+KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+LIGHTNING_VERSION = "2.6.0"  # of the checkpoints whose structure is written here: Lightning asks for it
+UNFINISHED = "not finished: not calibrated, not tested"
+PREFIX = "network."  # of the weights' names: Lightning prepends the name of TileClassifier's attribute
+REQUIRED = ("network", "image_size", "data")  # metadata without which there is no prediction
+DEFAULTS: Mapping[str, Any] = {  # of metadata that an older checkpoint may lack
+    "resize": RESIZE,
+    "threshold": 0.5,
+    "temperature": 1.0,
+    "rule": "fixed",
+    "refer": None,
+}
+
+_NO_CHECKPOINT = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with the metadata that its answers depend on.
+
+    Attributes:
+        network: uint8 (B, 3, image_size, image_size) to logits (B,), in evaluation mode.
+        model_config: The arguments of `build_network`.
+        image_size: Side of its input in pixels.
+        resize: The algorithm that brings pictures to that size, one of `images.RESIZES`.
+        threshold: A probability above it means malignant, in [0, 1].
+        temperature: Divides the logits before the sigmoid.
+        data: Summary of the training data (`HistologyDataModule.summary`): at least name, synthetic, negative_class
+            and positive_class.
+        rule: Name of the rule that chose the threshold, for people.
+        refer: Two probabilities between which an answer is too uncertain; None: all are answered.
+        training_hashes: The split, train or val, of every tile of its training, by the hash of its file.
+        finished: Its training ended, so that it is calibrated and tested.
+    """
+
+    network: nn.Module
+    model_config: dict[str, Any]
+    image_size: int
+    resize: str
+    threshold: float
+    temperature: float
+    data: dict[str, Any]
+    rule: str = "fixed"
+    refer: tuple[float, float] | None = None
+    training_hashes: dict[str, str] = field(default_factory=dict)
+    finished: bool = True
+
+    @property
+    def trained_on(self) -> str:
+        """Name of the training data as every prediction states it, with the pretraining, and `UNFINISHED` if so."""
+        name, before = self.data["name"], self.data.get("pretrained_on")
+        started = name if before is None else f"{name}, starting from {before}"
+        return started if self.finished else f"{started} ({UNFINISHED})"
+
+
+def load_model(path: str | Path) -> TrainedModel:
+    """Load a `best.ckpt` or `last.ckpt` of histo_pl, without running any code that it may hold.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        UserError: There is no such file, it is no checkpoint, or not one of histo_pl.
+    """
+    contents = read_contents(Path(path))
+    metadata = read_metadata(contents, path)
+    if metadata["resize"] not in RESIZES:
+        raise UserError(
+            f"This checkpoint resizes images in a way that this version does not know. "
+            f"Expected one of {', '.join(RESIZES)}. Received: {metadata['resize']} in {path}"
+        )
+    return TrainedModel(
+        network=_network_of(metadata["network"], network_state(contents), path),
+        model_config=metadata["network"],
+        refer=metadata["refer"] and tuple(metadata["refer"]),
+        **{
+            name: metadata[name]
+            for name in ("image_size", "resize", "threshold", "temperature", "data", "rule", "training_hashes")
+        },
+        finished=_is_finished(contents),
+    )
+
+
+def read_metadata(contents: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Check a checkpoint's metadata and fill in what an older format lacks.
+
+    Args:
+        contents: As `read_contents` returns them.
+        path: The file, for errors.
+
+    Returns:
+        The arguments of `TileClassifier` that are plain values, by name.
+
+    Raises:
+        UserError: The checkpoint is not of histo_pl, of a newer format, or incomplete.
+    """
+    metadata = contents.get("hyper_parameters")
+    if not isinstance(metadata, dict) or not {"network", "data"} & metadata.keys():
+        raise UserError(f"This checkpoint was not made by histo_pl. Expected a best.ckpt. Received: {path}")
+    _check_version(metadata, path)
+    missing = [name for name in REQUIRED if name not in metadata]
+    missing += [] if network_state(contents) else ["the network's weights"]
+    if missing:
+        raise UserError(
+            f"This checkpoint is incomplete: it lacks {', '.join(missing)}. Expected a best.ckpt as train.py writes "
+            f"it. Received: {path}"
+        )
+    hashes = metadata.get("training_hashes", metadata.get("seen"))  # `seen` up to format 2
+    return {**DEFAULTS, **metadata, "training_hashes": dict(hashes or {})}
+
+
+def network_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the network's state dictionary out of a checkpoint's, by the names that the network itself has.
+
+    Args:
+        contents: As `read_contents` returns them.
+    """
+    weights = contents.get("state_dict") or {}
+    return {name.removeprefix(PREFIX): weight for name, weight in weights.items() if name.startswith(PREFIX)}
+
+
+def _check_version(metadata: Mapping[str, Any], path: str | Path) -> None:
+    version = metadata.get("format_version", 1)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(
+            f"This checkpoint was made by a newer histo_pl. Expected a format of at most {FORMAT_VERSION}: update "
+            f"histo_pl. Received: format {version} in {path}"
+        )
+
+
+def _is_finished(contents: Mapping[str, Any]) -> bool:
+    """Tell whether the training ended; in version 1, which does not say it, only a last.ckpt has an optimiser."""
+    return contents["hyper_parameters"].get("finished", not contents.get("optimizer_states"))
+
+
+def network_of(model_config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """Build a network around weights, without drawing others first (126 million take a second).
+
+    Args:
+        model_config: The arguments of `build_network`.
+        state: Its state dictionary; the tensors are taken as they are.
+
+    Returns:
+        The network, in evaluation mode, without gradients.
+
+    Raises:
+        RuntimeError: A tensor is missing, superfluous or of another shape.
+    """
+    is_timm = model_config["name"] == "timm"  # some of timm's buffers are in no state dictionary
+    with torch.device("cpu" if is_timm else "meta"):
+        network = build_network(model_config)
+    network.load_state_dict(dict(state), assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _network_of(model_config: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path) -> nn.Module:
+    try:
+        return network_of(model_config, state)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"This checkpoint's weights do not fit its network ({' '.join(str(error).split())[:200]}). Expected a "
+            f"best.ckpt as train.py writes it. Received: {path}"
+        ) from error
+
+
+def save_model(model: TrainedModel, path: Path) -> None:
+    """Write a checkpoint like a run's best.ckpt, without a run.
+
+    Args:
+        model: The model that `load_model` is to return.
+        path: The file to write.
+    """
+    metadata = {
+        "network": model.model_config,
+        "image_size": model.image_size,
+        "classes": [model.data["negative_class"], model.data["positive_class"]],
+        "data": model.data,
+        "resize": model.resize,
+        "threshold": model.threshold,
+        "temperature": model.temperature,
+        "rule": model.rule,
+        "refer": model.refer and list(model.refer),
+        "training_hashes": model.training_hashes,
+        "finished": model.finished,
+        "format_version": FORMAT_VERSION,
+    }
+    weights = {PREFIX + name: weight for name, weight in model.network.state_dict().items()}
+    save_checkpoint(metadata, weights, path)
+
+
+def save_checkpoint(metadata: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a checkpoint of weights and metadata in Lightning's structure.
+
+    Args:
+        metadata: Plain values, by the names of `TileClassifier`'s arguments.
+        weights: The state dictionary of a `TileClassifier`.
+        path: The file to write.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    contents = {
+        "hyper_parameters": dict(metadata),
+        "state_dict": dict(weights),
+        "pytorch-lightning_version": LIGHTNING_VERSION,
+    }
+    save_tensors(contents, path)
+
+
+def update_metadata(path: Path, **changes: Any) -> None:  # noqa: ANN401
+    """Write what was found out after training, such as the temperature, into a checkpoint.
+
+    Args:
+        path: The checkpoint; another name of the same file keeps the old content.
+        **changes: Plain values, by the names of `TileClassifier`'s arguments.
+    """
+    contents = load_tensors(path)
+    contents["hyper_parameters"].update(changes)
+    save_tensors(contents, path)
+
+
+def read_contents(path: Path, expected: str = "best.ckpt") -> dict[str, Any]:
+    """Read a checkpoint of PyTorch without running any code that it may hold.
+
+    Args:
+        path: The file.
+        expected: The name of the file that was expected, for errors.
+
+    Returns:
+        Its contents, the tensors mapped from the file; empty if they are no dictionary.
+
+    Raises:
+        UserError: There is no such file, it is damaged, or no checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"There is no such checkpoint. Expected a file such as outputs/.../best.ckpt, or latest for the "
+            f"newest run here. Received: {path}"
+        )
+    if path.suffix.lower() in KERAS_SUFFIXES:
+        raise UserError(
+            f"This is a Keras model. Make it a checkpoint first: python -m histo_pl convert "
+            f"{shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.ckpt')))}. Received: {path}"
+        )
+    try:
+        contents = load_tensors(path)
+    except _NO_CHECKPOINT as error:
+        if _is_cut(path):
+            raise UserError(
+                f"This checkpoint is damaged: its end is missing, as after a full disk or an interrupted copy. "
+                f"Expected a whole {expected}. Fetch it again. Received: {path} with {path.stat().st_size} bytes"
+            ) from error
+        raise UserError(f"This file is no checkpoint. Expected a {expected}. Received: {path}") from error
+    return contents if isinstance(contents, dict) else {}
+
+
+def find_checkpoint(name: str | None) -> Path:
+    """Resolve a checkpoint's name to its path.
+
+    Args:
+        name: A file, a run's folder, or `latest` for the newest run below outputs and multirun that has finished; a
+            newer one that has not is named in a warning.
+
+    Returns:
+        The path; only for `latest` is it sure to exist.
+
+    Raises:
+        UserError: Nothing was typed, or there is no run yet.
+    """
+    if name is None:
+        raise UserError(
+            "The checkpoint is missing. Say it with ckpt=outputs/.../best.ckpt, or ckpt=latest for the newest "
+            "run here. Received: nothing"
+        )
+    if name != LATEST:
+        return Path(name, "best.ckpt") if Path(name).is_dir() else Path(name)
+    runs = [file for folder in RUN_FOLDERS for file in Path(folder).glob("**/best.ckpt")]
+    if not runs:
+        raise UserError(
+            f"There is no run yet. Expected a best.ckpt below {' or '.join(RUN_FOLDERS)}: train one with "
+            f"python train.py, or name one with ckpt=PATH. Received: ckpt=latest"
+        )
+    unfinished = []
+    for run in sorted(runs, key=_started, reverse=True):
+        if _has_finished(run):
+            for other in unfinished:
+                log.warning("Passed over, as its training has not finished: %s", other)
+            _warn_of_fold(run)
+            return run
+        unfinished.append(run)
+    raise UserError(
+        f"No run here has finished. Expected a run that is calibrated and tested: go on with one by train.py "
+        f"resume=FOLDER/last.ckpt, or name one by ckpt=PATH. Received: ckpt=latest with {unfinished[0]}"
+    )
+
+
+def _warn_of_fold(checkpoint: Path) -> None:
+    """Say that a checkpoint is one of several of a cross-validation, none of which is the final model."""
+    fold = read_contents(checkpoint)["hyper_parameters"]["data"].get("fold")
+    if fold is not None:
+        log.warning(
+            "%s is the model of fold %d of %d of a cross-validation alone: it was trained on a part of the tiles.",
+            checkpoint,
+            fold[0],
+            fold[1],
+        )
+
+
+def _has_finished(checkpoint: Path) -> bool:
+    try:
+        contents = read_contents(checkpoint)
+        return "hyper_parameters" in contents and _is_finished(contents)
+    except UserError:
+        return False
+
+
+def _is_cut(path: Path) -> bool:
+    """Tell whether a file begins as a checkpoint does, or is empty, and lacks its end, a zip file's directory."""
+    with path.open("rb") as stream:
+        beginning = stream.read(4)
+    return beginning in (b"", b"PK\x03\x04") and not zipfile.is_zipfile(path)
+
+
+def _started(checkpoint: Path) -> float:
+    """Return the time at which a run began: a resumed run's best.ckpt may be as old as the run it goes on with."""
+    config = checkpoint.with_name("config.yaml")
+    return (config if config.exists() else checkpoint).stat().st_mtime

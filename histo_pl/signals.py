@@ -1,0 +1,90 @@
+"""Ending on Ctrl-C and SIGTERM: one line, the shell's status, and no process left behind."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from histo_pl.storage import discard_unfinished, remove_empty_folders
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1  # Linux's prctl(2)
+LONGEST_FAREWELL = 5.0  # seconds, where nobody reads the line
+HEAD_START = 2.0  # seconds that the first process of several has to speak, before the others go
+
+_last_words: Callable[[], str] | None = None
+_suffix = ""
+
+
+def set_stop_message(last_words: Callable[[], str] | None) -> None:
+    """Choose what a stopped program says.
+
+    Args:
+        last_words: Makes a sentence of what is kept and how to go on; None: nothing was written.
+    """
+    global _last_words  # noqa: PLW0603  (signals are the process's, too)
+    _last_words = last_words
+
+
+def set_stop_suffix(suffix: str) -> None:
+    """Choose what follows every message of a stopped program."""
+    global _suffix  # noqa: PLW0603
+    _suffix = suffix
+
+
+def catch_stop_signals() -> None:
+    """End this process in order on SIGINT or SIGTERM, whatever it is doing.
+
+    A thread waits for the signal. The main thread would see it only between two steps of Python: not while it waits
+    for another process's gradients, and Lightning's own handler for SIGTERM waits for the other processes, in vain.
+    """
+    if os.name != "posix":
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in STOPS:
+        signal.signal(number, lambda *_: None)
+    if "LOCAL_RANK" in os.environ:
+        die_with_parent()
+    threading.Thread(target=_wait, args=(reading,), daemon=True).start()
+
+
+def die_with_parent(*_: object) -> None:
+    """Let the kernel kill this process as soon as the one that started it has ended; on Linux."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _wait(reading: int) -> None:
+    number = 0
+    while number not in STOPS:  # other signals with a handler come this way too
+        number = os.read(reading, 1)[0]
+    _end(signal.Signals(number))
+
+
+def _end(number: signal.Signals) -> None:
+    status = 128 + number  # as a shell counts
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(HEAD_START)
+        os._exit(status)
+    giving_up = threading.Timer(LONGEST_FAREWELL, os._exit, (status,))
+    giving_up.daemon = True
+    giving_up.start()
+    discard_unfinished()
+    remove_empty_folders()
+    for child in multiprocessing.active_children():
+        with suppress(OSError):
+            child.kill()
+    words = "Nothing was written."
+    with suppress(Exception):  # nothing may keep the process from ending
+        words = _last_words() if _last_words is not None else words
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        print(f"\nStopped ({number.name}). {words}{_suffix}", file=sys.stderr, flush=True)
+    os._exit(status)

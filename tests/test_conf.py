@@ -21,7 +21,7 @@ NEEDS = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_makes_what_it_names(choice: str, tmp_path: Path) -> None:
-    from histo_pl.training.run import STEP_KEYS  # the module has the resolvers that the configuration uses
+    from histo_pl.cli.build import ARITHMETIC  # the module has the resolvers that the configuration uses
 
     if choice in NEEDS:
         pytest.importorskip(NEEDS[choice])
@@ -31,7 +31,7 @@ def test_every_choice_composes_and_makes_what_it_names(choice: str, tmp_path: Pa
     if group == "trainer":
         config.trainer.accelerator = "cpu"  # no GPU is here
         config.trainer.devices = 1
-        config.trainer = {key: value for key, value in config.trainer.items() if key not in STEP_KEYS}
+        config.trainer = {key: value for key, value in config.trainer.items() if key not in ARITHMETIC}
     if group == "model":
         model_config: Any = OmegaConf.to_container(config.model, resolve=True)
         parts = {key: value for key, value in model_config.items() if key not in ("weights", "trainable")}

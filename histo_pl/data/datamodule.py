@@ -117,6 +117,7 @@ class HistologyDataModule(L.LightningDataModule):
         self._choose_loading(num_workers, pin_memory, prefetch_factor)
         self.tiles: list[Tile] = []
         self.split_of: dict[str, Split] = {}
+        self._first_epoch = 0
 
     def _choose_loading(self, num_workers: int | None, pin_memory: bool | None, prefetch_factor: int | None) -> None:
         """Take what was chosen, and what suits the machine and the cache for the rest."""
@@ -271,9 +272,20 @@ class HistologyDataModule(L.LightningDataModule):
             generator=torch.Generator(),  # of its own: what the network draws must not depend on when tiles are read
         )
 
+    def resume_at(self, epoch: int) -> None:
+        """Begin the training at an epoch other than the first.
+
+        Lightning makes the loader's iterator, whose processes read ahead, before it restores the epoch, where a
+        learning-rate schedule asks for the number of steps.
+
+        Args:
+            epoch: From 0.
+        """
+        self._first_epoch = epoch
+
     def _current_epoch(self) -> int:
         trainer: Any = self.trainer
-        return trainer.fit_loop.epoch_progress.current.processed
+        return max(trainer.fit_loop.epoch_progress.current.processed, self._first_epoch)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         """Return this process's number and that of all: the samplers share the tiles out themselves."""

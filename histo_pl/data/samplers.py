@@ -25,8 +25,7 @@ class ShuffledSampler(Sampler[int]):
         world_size: Number of processes.
         weights: Relative frequency of each tile's draws, with replacement, of shape (length,); None: each once.
         current_epoch: Returns the epoch (from 0) of the pass that begins. None: the one of `set_epoch`, at first 0.
-            Lightning calls `set_epoch` too late for processes that read ahead after a resume (its issue 21938), and
-            makes the loader before it knows the epoch where a schedule asks for the number of steps.
+            Lightning calls `set_epoch` too late for processes that read ahead after a resume (its issue 21938).
     """
 
     def __init__(

@@ -153,6 +153,7 @@ def run_training(
         architecture=model.architecture,
         needs_optimizer=optimization.probe is None,
     )
+    data.resume_at(initial.epochs)
     findings = [*notes, *data.leak_warnings(), *_tested_before(data, initial)]
     announce_data(data, findings)
     classifier = _make_classifier(model, optimization, data, initial)

@@ -8,7 +8,7 @@ from histo_pl.cli.program import job, run_program
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
-    """Train as `conf/train.yaml` says; return the lowest validation loss, or None for a failed job of a sweep."""
+    """Train as `conf/train.yaml` says; return the validation loss, at least 0, or None for a failed job of a sweep."""
     with job():
         from histo_pl.cli.build import training_arguments
         from histo_pl.training.run import run_training

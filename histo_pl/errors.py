@@ -1,10 +1,10 @@
-"""The one exception that a person is meant to read."""
+"""Exceptions whose message is for the user."""
 
 
 class UserError(Exception):
-    """A mistake that its user can mend.
+    """A mistake that its user can fix.
 
-    Its message says what happened, what was expected, how to mend it, and what was received. The programs
+    Its message says what happened, what was expected, how to fix it, and what was received. The programs
     print it without a traceback.
     """
 

@@ -58,5 +58,5 @@ def multiplies_bfloat16() -> bool:
 
 
 def usable_cores() -> int:
-    """Count the processor cores that this process may use."""
+    """Return the number of processor cores that this process may use, at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

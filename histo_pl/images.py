@@ -17,7 +17,7 @@ from histo_pl.errors import ImageError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# How a picture becomes a square, by the names that checkpoints carry. Another algorithm gets another name.
+# Algorithms that bring a picture to a square, by the names that checkpoints carry. Another algorithm gets another name.
 RESIZE = "pillow-bilinear-antialias"  # of every training here: averages over the shrunken area
 KERAS_RESIZE = "pillow-nearest"  # of Keras's generators: `target_size` picks single pixels unless told otherwise
 OPENCV_RESIZE = "opencv-bilinear"  # of the notebook's prediction: `cv2.resize`, which does not average either
@@ -31,7 +31,7 @@ def find_files(folder: str | Path) -> Iterator[Path]:
     A link to a folder that it lies in, or came by, leads in a circle and is not followed: there is no further file.
 
     Args:
-        folder: Where to look.
+        folder: The folder to search.
 
     Yields:
         Paths that begin with `folder`, in order.

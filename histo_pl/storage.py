@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from histo_pl.errors import UserError, WriteError
 
 _made: list[Path] = []  # the folders of `new_folder`
-_unfinished: set[Path] = set()  # what `discard_unfinished` removes
+_unfinished: set[Path] = set()  # the files that `discard_unfinished` removes
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def atomic_write_text(file: Path, errors: str = "surrogateescape") -> Iterator[T
 
     Args:
         file: The file to write.
-        errors: What becomes of a file's name that is not Unicode, as in `open`: its own bytes, by default.
+        errors: Treatment of a file's name that is not Unicode, as in `open`; by default its own bytes are written.
 
     Yields:
         The open stream; lines end as they are written.
@@ -184,7 +184,7 @@ def refuse_results(folder: Path, names: tuple[str, ...], key: str, advice: str =
 
 
 def discard_unfinished() -> None:
-    """Remove what is only half written, before the process ends."""
+    """Remove files that are only half written, before the process ends."""
     for path in list(_unfinished):
         with suppress(OSError):
             path.unlink(missing_ok=True)

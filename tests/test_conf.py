@@ -70,3 +70,11 @@ def test_the_seed_experiment_is_the_notebook() -> None:
     assert config.optim.keras_eps
     chosen = compose_config("train", "experiment=seed", "data=breakhis", "data.root=x")
     assert chosen.data.name == "BreakHis"
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+def test_the_composed_configuration_can_be_shown_without_a_run(name: str, tmp_path: Path) -> None:
+    """As --cfg job --resolve does: no folder is made, none is needed."""
+    config = compose_config(name)
+    text = OmegaConf.to_yaml(config, resolve=True)
+    assert name == "predict" or "DAY/TIME" in text

@@ -31,10 +31,10 @@ class Settings:
         side: Longer side in pixels at which keypoints are sought.
         keypoints: The strongest ones of each tile that are kept.
         words: Size of the vocabulary.
-        candidates: How many tiles each tile is compared with, and as many again with its mirror image.
-        ratio: How far a match must be from its keypoint at most, squared, as a share of the second best.
+        candidates: Number of tiles that each tile is compared with, and as many again with its mirror image.
+        ratio: Greatest squared distance of a match from its keypoint, as a share of the second best.
         inliers: Keypoints that must follow the map.
-        tolerance: How far a carried keypoint may land from its match, as a share of the longer side.
+        tolerance: Greatest distance of a carried keypoint from its match, as a share of the longer side.
         overlap: Least `Pair.overlap`. Neighbouring fields of one slide reach 0.7, copies seldom fall below 0.8.
         correlation: Of the pixels around a place, from which on they agree.
         agreement: Least `Pair.agreement`.

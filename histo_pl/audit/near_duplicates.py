@@ -38,7 +38,7 @@ class Pair:
     Attributes:
         first: Index of one file.
         second: Index of the other, larger than `first`.
-        inliers: How many keypoints the map carries onto their matches.
+        inliers: Number of keypoints that the map carries onto their matches.
         overlap: Share of the smaller tile, as the map sees it, that lies on the other.
         agreement: Share of the overlap, blank places aside, where the pixels agree.
     """

@@ -99,7 +99,12 @@ class Bags:
         return bags / np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-6)
 
     def nearest(self, count: int, block: int = 512) -> Iterator[tuple[int, bool, list[int]]]:
-        """Yield each tile, plain and mirrored, with the tiles most similar to it."""
+        """Yield each tile, plain and mirrored, with the tiles most similar to it.
+
+        Args:
+            count: Number of similar tiles, at least 1.
+            block: Number of tiles compared at a time.
+        """
         tiles = len(self.words)
         for start in range(0, tiles, block):
             plain = self.vectors(start, start + block)

@@ -1,4 +1,4 @@
-"""How fast this machine reads, trains and predicts: contenders side by side, each in a process of its own."""
+"""Benchmark of this machine: reading, training, prediction, each contender in a process of its own."""
 
 from histo_pl.benchmark.contest import BenchmarkWorker, alternate, table
 from histo_pl.benchmark.run import benchmark

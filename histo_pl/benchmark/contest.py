@@ -1,4 +1,4 @@
-"""Processes that wait to be asked, asked in turns, so that a machine whose speed drifts is fair to all."""
+"""Worker processes that are asked in turns, so that a machine whose speed drifts is fair to all."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ class BenchmarkWorker:
     """A process that takes a task a line, as JSON, and answers with its figures on a line.
 
     Args:
-        command: What starts it.
+        command: The command line that starts it.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -63,8 +63,8 @@ def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dic
     """Measure each contender once a round, after one round that does not count.
 
     Args:
-        contenders: What measures, by name.
-        rounds: How often.
+        contenders: Functions that measure and return a figure, such as seconds, by name.
+        rounds: Number of rounds.
 
     Returns:
         Every figure by the contender's name, in order.
@@ -79,15 +79,15 @@ def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dic
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> float:
-    """Return the median of the rounds' ratios, which a drifting machine changes less than the figures."""
+    """Return the median of the rounds' ratios, a positive number, which a drifting machine changes little."""
     return statistics.median(value / other for value, other in zip(values, base, strict=True))
 
 
 def table(title: str, unit: str, results: Mapping[str, Sequence[float]]) -> str:
-    """Lay out figures, with each contender's ratio to the first one.
+    """Lay out figures, such as seconds, with each contender's ratio to the first one.
 
     Args:
-        title: What was measured.
+        title: Name of the measurement.
         unit: Of the figures.
         results: As `alternate` returns them.
 

@@ -1,4 +1,4 @@
-"""What a device does at most, and what a training step asks of it."""
+"""Peak arithmetic and bandwidth of a device, and the arithmetic and traffic of a training step."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ def limits(device: str, *, mixed: bool) -> dict[str, float]:
 
     Args:
         device: `cpu` or `cuda`.
-        mixed: Whether products are of bfloat16, otherwise of float32.
+        mixed: Multiply bfloat16 numbers, otherwise float32.
 
     Returns:
         `flops`, additions and multiplications a second in a product of square matrices, and `bandwidth`, bytes a second
@@ -39,12 +39,12 @@ def limits(device: str, *, mixed: bool) -> dict[str, float]:
 
 
 def work_of(model_config: Mapping[str, Any], batch_size: int, *, mixed: bool) -> dict[str, float]:
-    """Count what a training step cannot do without.
+    """Count the least arithmetic and traffic of a training step.
 
     Args:
-        model_config: What `build_network` takes, with the image's size.
+        model_config: The arguments of `build_network`, with the image's size in pixels.
         batch_size: Tiles a step.
-        mixed: Whether what lies between the layers is bfloat16, otherwise float32.
+        mixed: Activations are bfloat16, otherwise float32.
 
     Returns:
         `step_flops`, of all convolutions and matrix products, forward and backward, as PyTorch's `FlopCounterMode`
@@ -74,7 +74,7 @@ def least_step(found: Mapping[str, float]) -> float:
     """Return the seconds that a step takes at least: the longer of its arithmetic and its traffic.
 
     Args:
-        found: What `limits` and `work_of` return, together.
+        found: The results of `limits` and `work_of`, together.
     """
     return max(found["step_flops"] / found["flops"], found["step_bytes"] / found["bandwidth"])
 

@@ -1,4 +1,4 @@
-"""What `python -m histo_pl benchmark` does."""
+"""Benchmark of input, training, prediction and start, as tables of Markdown."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def benchmark(image_size: int = 512, batch_size: int = 8, tiles: int = 200, roun
         image_size: Side of tiles and network in pixels.
         batch_size: Tiles a batch.
         tiles: Number of them, at least 20.
-        rounds: How often each is measured, in turns.
+        rounds: Number of measurements of each, in turns.
 
     Yields:
         The machine, and then a table at a time, in Markdown.
@@ -68,7 +68,7 @@ def prepare(folder: str, image_size: int, batch_size: int, tiles: int, tests: in
     """Draw tiles, see `draw_tiles`, and return the arguments of `tasks.Tasks` for them.
 
     Args:
-        folder: Where tiles and cache lie.
+        folder: The folder of tiles and cache.
         image_size: Side of tiles and network in pixels.
         batch_size: Tiles a batch.
         tiles: Number of those to train on and to validate on.
@@ -121,7 +121,7 @@ def contender(setting: dict[str, Any], **changes: Any) -> BenchmarkWorker:  # no
 
 
 def figure(asked: BenchmarkWorker, task: str, **options: Any) -> Callable[[], float]:  # noqa: ANN401
-    """Make what asks a contender for the milliseconds that a tile takes.
+    """Make a function that asks a contender for the milliseconds that a tile takes.
 
     Args:
         asked: The contender.

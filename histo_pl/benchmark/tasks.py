@@ -1,4 +1,4 @@
-"""What a contender can be asked to do: `python -m histo_pl.benchmark.tasks SETTING` answers until its input ends."""
+"""Tasks of a benchmark worker: `python -m histo_pl.benchmark.tasks SETTING` answers until its input ends."""
 
 import json
 import logging
@@ -34,11 +34,11 @@ class Tasks:
 
     Args:
         root: A folder of tiles.
-        cache_dir: Where `disk` keeps decoded tiles.
+        cache_dir: The folder of `cache=disk`.
         image_size: Side of the network's input in pixels.
         batch_size: Tiles a batch.
         cache: See `HistologyDataModule`.
-        fast: Whether to do what `experiment=fast_cpu` and `fast_gpu` do; otherwise it is float32, and freed memory is
+        fast: Use the settings of `experiment=fast_cpu` and `fast_gpu`; otherwise it is float32, and freed memory is
             returned.
         precision: Lightning's name; None: what is fast here.
     """
@@ -71,15 +71,15 @@ class Tasks:
         )
 
     def input(self, batches: int) -> dict[str, float]:
-        """Read and augment batches in this process alone."""
+        """Read and augment batches in this process alone; return seconds a tile."""
         return self._timed(lambda: _repeat(batches, lambda: next(self._batches)), batches)
 
     def step(self, steps: int) -> dict[str, Any]:
-        """Train on one batch over and over."""
+        """Train on one batch over and over; return seconds a tile."""
         return self._timed(lambda: _repeat(steps, self._step), steps)
 
     def epoch(self) -> dict[str, float]:
-        """Train an epoch as train.py does, without validation."""
+        """Train an epoch as train.py does, without validation; return seconds a tile."""
         trainer = L.Trainer(
             accelerator="auto",
             devices=1,
@@ -97,7 +97,7 @@ class Tasks:
         return self._timed(lambda: trainer.fit(self._classifier, self.data), tiles / self.batch_size)
 
     def predict(self) -> dict[str, float]:
-        """Compare answers from files with those of a bare loop over tiles that were read before."""
+        """Predict from files, and in a bare loop over tiles that were read before; return seconds a tile."""
         predictor, files = self._predictor, find_images(str(self.data.root))
         bare = self._timed(lambda: [predictor.probabilities(b) for b in self._read], len(files) / self.batch_size)
         folder = self._timed(lambda: list(predictor.predict(files)), len(files) / self.batch_size)

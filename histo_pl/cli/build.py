@@ -20,7 +20,6 @@ from histo_pl.cli.program import command_line
 from histo_pl.cli.resume import compare_with_interrupted_run, resolve_resume
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration
-from histo_pl.hardware import fast_precision
 from histo_pl.models.pretrained import resolve_model_config
 from histo_pl.training.callbacks import AtomicCheckpointIO
 from histo_pl.training.freezing import ALL
@@ -42,13 +41,9 @@ NUMBERS: dict[str, tuple[Any, int]] = {
     "data.fold": (int, 0),
     "optim.lr": (int | float, 0),
     "trainer.max_epochs": (int, 1),
-    "batch_size": (int, 1),
 }
 ARITHMETIC = ("channels_last", "compile", "matmul_precision")  # keys of the trainer that are not Lightning's
 UNBUILT = ("weights", "trainable")  # keys of the model that do not build the network
-
-OmegaConf.register_new_resolver("fast_precision", fast_precision, replace=True)
-OmegaConf.register_new_resolver("share_of", lambda share, whole: math.ceil(share * whole), replace=True)
 
 
 def training_arguments(config: DictConfig) -> dict[str, Any]:

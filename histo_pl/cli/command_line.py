@@ -1,4 +1,4 @@
-"""What a command line needs beside Hydra: names typed as they are, and errors of one line."""
+"""Command lines: values taken as typed, and errors of one line."""
 
 import os
 import sys
@@ -10,16 +10,19 @@ from histo_pl.signals import catch_stop_signals
 
 LITERAL_KEYS = (
     "ckpt",
+    "data.cache_dir",
     "data.group_regex",
     "data.groups_file",
     "data.name",
     "data.positive_class",
     "data.root",
     "data.split_file",
+    "embeddings.store.file",
     "img",
     "model.weights",
     "out",
     "resume",
+    "run_dir",
 )
 COLUMNS = "data.columns."  # a key below this may be new, which Hydra takes with ++ alone
 
@@ -33,12 +36,12 @@ def quote_literals(arguments: Sequence[str], environment: dict[str, str]) -> lis
     Args:
         arguments: The command line without the program's name.
         environment: `os.environ`. Lightning starts the other processes of a distributed run with arguments
-            that are quoted already, and sets LOCAL_RANK.
+            that are quoted already, and sets LOCAL_RANK; torchrun sets it too, but passes arguments as typed.
 
     Returns:
         The arguments for Hydra.
     """
-    if "LOCAL_RANK" in environment:
+    if "LOCAL_RANK" in environment and "TORCHELASTIC_RUN_ID" not in environment:
         return list(arguments)
     multirun = bool({"-m", "--multirun"} & set(arguments))
     return [_quote_argument(argument, multirun) for argument in arguments]
@@ -88,7 +91,7 @@ def prepare_process() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with the message alone where a person can mend the error; others keep their traceback.
+    """End the program with the message alone where a person can fix the error; others keep their traceback.
 
     Raises:
         SystemExit: With the message, exit status 1.
@@ -103,7 +106,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def message_of(error: BaseException) -> str | None:
-    """Write what a person can do about an error.
+    """Write an error for a person who can fix it.
 
     Args:
         error: Any exception; what it was raised from counts too, as Hydra wraps what a constructor raises.

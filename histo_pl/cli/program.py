@@ -1,5 +1,6 @@
 """Programs of Hydra: started as typed, ended in order, and sweeps that go on after a failing job."""
 
+import math
 import os
 import shlex
 import sys
@@ -28,14 +29,31 @@ from histo_pl.storage import atomic_write_text, new_folder, remove_empty_folders
 
 FAILED = "failed.txt"  # in a job's folder: its overrides, and why it failed
 
+
+def _run_folder(otherwise: str) -> str:
+    """Return the folder that Hydra made for the run; `otherwise` where it runs nothing, as with --cfg."""
+    if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
+        return otherwise
+    return HydraConfig.get().runtime.output_dir
+
+
+def _fast_precision(accelerator: str) -> str:
+    from histo_pl.hardware import fast_precision  # it loads PyTorch
+
+    return fast_precision(accelerator)
+
+
 OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+OmegaConf.register_new_resolver("fast_precision", _fast_precision, replace=True)
+OmegaConf.register_new_resolver("share_of", lambda share, whole: math.ceil(share * whole), replace=True)
 
 
 def run_program(main: Callable[[], Any]) -> None:
     """Run one of the programs: its arguments as typed, its errors in one line, ended in order by a signal.
 
     Args:
-        main: What `hydra.main` made.
+        main: A function decorated by `hydra.main`.
 
     Raises:
         SystemExit: With the message of an error, exit status 1.
@@ -54,7 +72,7 @@ def run_program(main: Callable[[], Any]) -> None:
 
 @contextmanager
 def job() -> Iterator[None]:
-    """Run what a program does; in a sweep a job that fails says so, notes it in its folder, and the others go on.
+    """Run the body of a program; in a sweep a job that fails says so, notes it in its folder, and the others go on.
 
     Raises:
         SystemExit: It failed, outside of a sweep.

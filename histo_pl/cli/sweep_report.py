@@ -15,7 +15,7 @@ class SweepReport(Callback):
     """Tells which jobs of a Hydra multirun failed and why, when the last has ended.
 
     Args:
-        summarize: Whether the runs are summarized too, as by `python -m histo_pl summarize`.
+        summarize: Summarize the runs too, as `python -m histo_pl summarize` does.
     """
 
     def __init__(self, summarize: bool = False) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock  # which PyTorch needs itself
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,10 +30,10 @@ CHUNK = 128  # tiles decoded at a time: 100 MB at 512 pixels
 
 
 def check_cache(cache: str) -> None:
-    """Refuse a cache of another name.
+    """Refuse an unknown cache.
 
     Args:
-        cache: What the user typed.
+        cache: The name of a cache.
 
     Raises:
         UserError: It is none of `CACHES`.
@@ -104,7 +104,7 @@ def tiles_on_disk(files: Sequence[Path], size: int, resize: str, folder: Path) -
         files: Image files.
         size: Side of a tile in pixels.
         resize: One of `images.RESIZES`.
-        folder: Where the file lies; made if it is not there.
+        folder: The folder of the file; made if it is not there.
 
     Returns:
         The tiles.

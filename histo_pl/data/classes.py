@@ -1,4 +1,4 @@
-"""Which of two class folders means malignant."""
+"""The class folder that means malignant, by its name."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def find_positive_class(classes: Sequence[str], chosen: str | None = None) -> st
 
     Args:
         classes: The names of the class folders.
-        chosen: What the user says it is (`data.positive_class`); it is checked and returned.
+        chosen: The user's choice (`data.positive_class`), which is checked and returned.
 
     Returns:
         One of `classes`.

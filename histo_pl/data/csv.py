@@ -1,4 +1,4 @@
-"""Tables that a person may have edited."""
+"""CSV tables that a person may have edited."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ def read_table(file: Path, key: str, columns: Sequence[str]) -> list[dict[str, s
 
     Args:
         file: The CSV.
-        key: What the configuration calls it, for errors.
+        key: The option that names it, for errors.
         columns: Those it must have.
 
     Returns:

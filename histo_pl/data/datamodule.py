@@ -55,8 +55,8 @@ class HistologyDataModule(L.LightningDataModule):
         test_fraction: Share of all tiles, in (0, 1), where the folder has no test set of its own.
         folds: Number of folds of a cross-validation; None: a single split.
         fold: The one of them that tests, from 0.
-        test_all: Whether every tile tests: a data set that only evaluates.
-        balanced: Whether an epoch draws both classes equally often, with replacement, instead of every tile once.
+        test_all: Put every tile into the test set, for an evaluation.
+        balanced: Draw both classes equally often in an epoch, with replacement, instead of every tile once.
         seed: Decides the split, the order and the augmentation.
         resize: The algorithm that brings tiles to `image_size`, one of `images.RESIZES`.
         cache: The place of decoded tiles: `none`; `ram`; `disk`, mapped into memory and there for the next run; or
@@ -64,7 +64,7 @@ class HistologyDataModule(L.LightningDataModule):
         cache_dir: The folder of `disk`.
         num_workers: Processes that read tiles; None: none if tiles need neither decoding nor an augmentation of their
             own, else one a processor core, at most 8.
-        pin_memory: Whether batches lie where a GPU fetches them faster; None: if there is a GPU.
+        pin_memory: Put batches into page-locked memory, which a GPU reads faster; None: if there is a GPU.
         prefetch_factor: Batches that each worker holds ready; None: PyTorch's default, 2.
     """
 
@@ -136,7 +136,7 @@ class HistologyDataModule(L.LightningDataModule):
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the tiles were drawn by a program."""
+        """True if the tiles were drawn by a program."""
         return False
 
     def setup(self, stage: str | None = None) -> None:
@@ -167,7 +167,7 @@ class HistologyDataModule(L.LightningDataModule):
         """Write the split as CSV, for `split_file` to take back.
 
         Args:
-            file: Where to write.
+            file: The file to write.
         """
         write_split(file, self.tiles, self.split_of)
 
@@ -249,7 +249,7 @@ class HistologyDataModule(L.LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Warp such a batch, each tile on its own, where it is."""
+        """Warp such a batch, uint8 (B, 3, S, S), each tile on its own, on its device."""
         if "warp" in batch:
             batch["image"] = warp(batch["image"], batch.pop("warp"))
         return batch

@@ -47,7 +47,7 @@ class ClassFolders(ImageFolder):
 
         Args:
             directory: The root.
-            class_to_idx: The index of each class folder.
+            class_to_idx: The index of each class folder, from 0.
             extensions: Not used: `is_image` decides.
             is_valid_file: Not used.
             allow_empty: Not used.
@@ -69,7 +69,7 @@ class ClassFolders(ImageFolder):
             directory: The root.
 
         Returns:
-            Their names in alphabetical order, and the index of each.
+            Their names in alphabetical order, and the index of each, from 0.
         """
         names = _visible_folders(Path(directory))
         return names, {name: index for index, name in enumerate(names)}
@@ -95,7 +95,7 @@ class Layout:
 
     @property
     def is_published(self) -> bool:
-        """Whether the folder comes with splits of its own."""
+        """True if the folder comes with splits of its own."""
         return "." not in self.class_folders
 
     def other_files(self) -> list[str]:

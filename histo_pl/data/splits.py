@@ -24,7 +24,7 @@ def hold_out(tiles: Sequence[Tile], fraction: float, seed: int, name: str) -> se
         tiles: The tiles to choose from.
         fraction: Share of each class's tiles to put aside, in (0, 1).
         seed: Any integer.
-        name: What the held-out tiles are for; two names choose independently.
+        name: Purpose of the held-out tiles; two names choose independently.
 
     Returns:
         The chosen values of `Tile.group`: at least one for each class, and never all of a class's.
@@ -185,7 +185,7 @@ def write_split(file: Path, tiles: Iterable[Tile], split_of: Mapping[str, Split]
     """Write a split as CSV with the columns path, class, case and split, ordered by path.
 
     Args:
-        file: Where to write.
+        file: The file to write.
         tiles: All tiles.
         split_of: The split of each path.
     """

@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from histo_pl.errors import UserError
+from histo_pl.probability import to_probability
 
 TEMPERATURES = (0.05, 20.0)  # a network that knows nothing gets the largest
 RULES = ("youden", "sensitivity")
@@ -15,12 +17,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Decision:
-    """How a model's logits become an answer.
+    """Temperature, threshold and band: the rule from logits to answers.
 
     Attributes:
         temperature: Divides the logits before the sigmoid.
         threshold: A probability above it means malignant, in [0, 1].
-        rule: How the threshold was chosen, for people.
+        rule: Name of the rule that chose the threshold, for people.
         refer: Probabilities from the first to the second are too uncertain for an answer; None: all are answered.
     """
 
@@ -43,10 +45,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is chosen on validation data, and how: `calibration` in `conf/train.yaml`.
+    """Settings of the choice on validation data: `calibration` in `conf/train.yaml`.
 
     Attributes:
-        temperature: Whether to fit a temperature.
+        temperature: Fit a temperature; False: leave it at 1.
         threshold: The rule, see `choose_threshold`.
         least_sensitivity: For the rule `sensitivity`, in (0, 1].
         refer_error_rate: For a band of uncertainty, see `choose_band`, in [0, 1); None: no band.
@@ -118,7 +120,7 @@ def fit_temperature(logits: Array, malignant: NDArray[np.bool_]) -> float:
     targets = np.where(malignant, (count + 1) / (count + 2), 1 / (len(malignant) - count + 2))
 
     def slope(log_temperature: float) -> float:
-        """How the log loss grows with 1 / temperature, in which it is convex."""
+        """Compute the slope of the log loss over 1 / temperature, in which it is convex."""
         return float(np.mean(logits * (sigmoid(logits / math.exp(log_temperature)) - targets)))
 
     low, high = (math.log(end) for end in TEMPERATURES)
@@ -204,7 +206,7 @@ def _logit(probability: Array) -> Array:
 
 
 def sigmoid(logits: Array) -> Array:
-    """Turn logits into probabilities, in double precision and without overflow.
+    """Apply `to_probability` to an array, in double precision.
 
     Args:
         logits: Any shape.
@@ -212,4 +214,4 @@ def sigmoid(logits: Array) -> Array:
     Returns:
         Of the same shape, in [0, 1]; NaN for NaN.
     """
-    return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
+    return to_probability(torch.from_numpy(np.asarray(logits, np.float64))).numpy()

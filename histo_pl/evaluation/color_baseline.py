@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 
 def colours_of(pixels: NDArray[np.uint8]) -> Array:
-    """Describe a tile's colours without a trace of where they lie.
+    """Describe a tile's colours without their positions.
 
     Args:
         pixels: RGB of shape (H, W, 3).

@@ -51,12 +51,12 @@ def estimate(
 
     Args:
         probability: Of malignancy, in [0, 1], of shape (N,).
-        label: Whether malignant, of shape (N,).
+        label: True for malignant, of shape (N,).
         cases: The case of each observation, of shape (N,); its own name where cases are unknown.
         threshold: A probability above it means malignant; one for all, or of shape (N,).
 
     Returns:
-        An estimate for each of `measures.NAMES`.
+        An estimate for each of `metrics.NAMES`.
     """
     if not len(label) or not np.isfinite(probability).all():
         return {name: Estimate(None, None, None) for name in NAMES}

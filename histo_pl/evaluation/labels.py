@@ -1,4 +1,4 @@
-"""What an answer is called."""
+"""Labels of answers: Malignant, Benign, Uncertain."""
 
 MALIGNANT, BENIGN, REFER = "Malignant", "Benign", "Uncertain: refer"
 

@@ -41,7 +41,7 @@ def measure(
 
     Args:
         probability: Of malignancy, in [0, 1], of shape (N,).
-        label: Whether malignant, of shape (N,).
+        label: True for malignant, of shape (N,).
         threshold: A probability above it means malignant; one for all, or of shape (N,).
         weights: Not negative, of shape (R, N); None: one row of ones.
 
@@ -66,8 +66,8 @@ def confusion(
     """Sum the weights of the true and false negatives and positives.
 
     Args:
-        called: Whether called malignant, of shape (N,).
-        label: Whether malignant, of shape (N,).
+        called: True for called malignant, of shape (N,).
+        label: True for malignant, of shape (N,).
         weights: Of shape (R, N).
 
     Returns:

@@ -214,7 +214,7 @@ def save(figures: Mapping[str, Figure], folder: Path) -> None:
 
     Args:
         figures: By name.
-        folder: Where to write.
+        folder: The folder to write into.
     """
     for name, figure in figures.items():
         with atomic_write(folder / f"{name}.png") as unfinished:

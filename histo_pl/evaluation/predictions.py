@@ -64,7 +64,7 @@ class Predictions:
         )
 
     def with_probability(self, probability: NDArray[np.float64], threshold: float) -> "Predictions":
-        """Return the same observations with other answers."""
+        """Return the same observations with other probabilities, of shape (N,), and another threshold."""
         return replace(self, probability=probability, threshold=np.full(len(self), threshold))
 
     def estimates(self) -> dict[str, Estimate]:
@@ -142,5 +142,5 @@ def format_estimate(level: Mapping[str, Any], name: str) -> str:
 
 
 def format_number(value: float) -> str:
-    """Write a number with three decimals, without a leading zero."""
+    """Write a number with three decimals, without a leading zero where it is in (-1, 1)."""
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"

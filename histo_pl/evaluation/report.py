@@ -226,7 +226,8 @@ def worst_mistakes(predictions: Predictions) -> list[int]:
         predictions: The tiles.
 
     Returns:
-        Indices: half benign ones called malignant, half malignant ones called benign, the worst of each first.
+        At most `WORST` indices: half benign ones called malignant, half malignant ones called benign, the worst of
+        each first.
     """
     chosen: list[int] = []
     for malignant in (False, True):

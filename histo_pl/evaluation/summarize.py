@@ -1,4 +1,4 @@
-"""Several runs in one table: what `python -m histo_pl summarize` does, and a cross-validation at its end."""
+"""Summary of several runs in one table, with the pooled test tiles of a cross-validation."""
 
 import json
 import statistics

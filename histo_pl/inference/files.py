@@ -1,4 +1,4 @@
-"""From what a person typed to the image files meant."""
+"""Image files from a path or a pattern."""
 
 import glob
 import os

@@ -14,8 +14,8 @@ from histo_pl.errors import ImageError, UserError
 from histo_pl.evaluation.labels import label_of
 from histo_pl.hardware import usable_cores
 from histo_pl.images import read_tile
-from histo_pl.models import to_probability
 from histo_pl.models.checkpoint import TrainedModel
+from histo_pl.probability import to_probability
 
 BATCHES_AHEAD = 1
 
@@ -28,7 +28,7 @@ class Prediction:
         file: The file, as it was named.
         probability: Of malignancy, in [0, 1]; None if there is no answer.
         label: Malignant, Benign, or `Uncertain: refer` within the checkpoint's band; None if there is no answer.
-        error: Why the file could not be read or the model gave no number; None if all went well.
+        error: The reason why there is no answer; None if all went well.
         trained_on: The name of the data that trained the model.
     """
 
@@ -39,7 +39,7 @@ class Prediction:
     trained_on: str
 
     def row(self) -> dict[str, str | float | None]:
-        """Return the attributes as a row of a table."""
+        """Return the attributes as a row of a table; the probability is in [0, 1]."""
         return asdict(self)
 
 
@@ -47,10 +47,10 @@ class Predictor:
     """Asks a trained model about image files.
 
     Args:
-        model: What `load_model` returns.
+        model: A loaded model.
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
         batch_size: Files a batch.
-        tta: Whether an answer is the mean logit of a tile's eight views, turned by quarters and mirrored, which takes
+        tta: Answer by the mean logit of a tile's eight views, turned by quarters and mirrored, which takes
             eight times as long (test-time augmentation).
 
     Raises:
@@ -58,8 +58,8 @@ class Predictor:
     """
 
     def __init__(self, model: TrainedModel, device: str = "auto", batch_size: int = 32, tta: bool = False) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size is too small. Expected at least 1. Received: {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is out of range. Expected a whole number, at least 1. Received: {batch_size}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:

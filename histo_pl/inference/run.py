@@ -1,4 +1,4 @@
-"""What predict.py does, callable from Python."""
+"""Prediction of image files: a table for a person, and a file if asked."""
 
 import sys
 from dataclasses import replace
@@ -32,11 +32,11 @@ def predict(
         img: An image file, a folder or a pattern.
         out: A .csv or .json file to write.
         device: See `Predictor`.
-        batch_size: Files a batch.
-        preprocess: How pictures come to the network's size. None: as in its training; `opencv`: as in the
+        batch_size: Number of files a batch, at least 1.
+        preprocess: The resize to the network's size. None: that of its training; `opencv`: that of the
             notebook's prediction.
         tta: See `Predictor`.
-        keep_freed_memory: Whether the process keeps what it frees, see `speed.keep_freed_memory`.
+        keep_freed_memory: Keep freed memory for the next tensor, see `hardware.keep_freed_memory`.
 
     Returns:
         The exit status: 0, or 1 if any file has no answer.

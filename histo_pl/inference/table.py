@@ -49,7 +49,7 @@ def write_table(predictions: Sequence[Prediction], file: Path) -> None:
     """Write predictions with all their attributes: CSV with a header, or JSON, a list of objects.
 
     Args:
-        predictions: What to write.
+        predictions: The predictions to write.
         file: Ends in .csv or .json.
     """
     rows = [prediction.row() for prediction in predictions]

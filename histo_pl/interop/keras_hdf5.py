@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Weights = tuple[str, "list[h5py.Dataset]"]  # a layer's name, its kernel and bias
 
 NOTE = "histo_pl"  # the dataset of metadata that Keras has no place for
-MALFORMED = (  # what reading a damaged or hostile file ends in
+MALFORMED = (  # errors from reading a damaged or hostile file
     AttributeError,
     EOFError,
     LookupError,
@@ -48,7 +48,7 @@ MALFORMED = (  # what reading a damaged or hostile file ends in
     ValueError,
     zipfile.BadZipFile,
 )
-ZIP = b"PK\x03\x04"  # how a zip file begins
+ZIP = b"PK\x03\x04"  # the first bytes of a zip file
 FOLDERS = ("layers", "_layer_checkpoint_dependencies")  # of weights without layer_names: since Keras 2.13, and 2.12
 WEIGHTED = ("conv2d", "conv2d_1", "conv2d_2", "dense", "dense_1")
 
@@ -57,10 +57,10 @@ class KerasNetwork(NamedTuple):
     """The notebook's network as a Keras file holds it.
 
     Attributes:
-        model_config: What `build_network` takes.
+        model_config: The arguments of `build_network`.
         state: The state dictionary of its `KerasCNN`, float32.
-        weights_alone: Whether the file has no description of the network: what its weights are for is assumed.
-        note: What `write_keras` was given to note, parsed JSON; None if the file is not of its making.
+        weights_alone: The file has no description of the network, which is assumed to be the notebook's.
+        note: The note of `write_keras`, parsed JSON; None if the file has none.
     """
 
     model_config: dict[str, Any]
@@ -75,7 +75,7 @@ def read_keras(path: Path, image_size: int | None = None, dense_activation: str 
     Args:
         path: A whole model (`.h5`, `.keras`), or weights alone (`.h5`).
         image_size: Side of the network's input in pixels. Weights alone do not say it; a whole model does.
-        dense_activation: What follows the hidden dense layer, sigmoid or relu. Weights alone do not say it
+        dense_activation: Activation of the hidden dense layer, sigmoid or relu. Weights alone do not say it
             either; None: the notebook's sigmoid.
 
     Returns:
@@ -123,8 +123,8 @@ def write_keras(path: Path, model_config: Mapping[str, Any], state: Mapping[str,
 
     Args:
         path: The file to write.
-        model_config: What `build_network` took, of the name keras_cnn.
-        state: The state dictionary of its `KerasCNN`.
+        model_config: The arguments of `build_network`, of the name keras_cnn.
+        state: The state dictionary of its `KerasCNN`, float32 tensors.
         note: Plain values to keep in the file, which Keras does not look at.
 
     Raises:

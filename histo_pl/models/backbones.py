@@ -118,7 +118,8 @@ def timm_backbone(
     Args:
         architecture: A name of timm's list, without a tag: `resnet18`, `vit_base_patch16_224`.
         arguments: Further arguments of that architecture, plain values.
-        stages: Where the features are taken, see `PooledStages`; None: at the end, pooled as the architecture does.
+        stages: The stages that features are taken from, from 0, see `PooledStages`; None: the end, pooled as the
+            architecture does.
 
     Returns:
         The network.

@@ -136,7 +136,7 @@ def read_metadata(contents: Mapping[str, Any], path: str | Path) -> dict[str, An
 
 
 def network_state(contents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the network's state dictionary out of a checkpoint's, by the names that the network itself has.
+    """Return the network's state dictionary (tensors of any shape) by the names that the network itself has.
 
     Args:
         contents: As `read_contents` returns them.
@@ -155,7 +155,7 @@ def _check_version(metadata: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _is_finished(contents: Mapping[str, Any]) -> bool:
-    """Tell whether the training ended; in version 1, which does not say it, only a last.ckpt has an optimiser."""
+    """Tell if the training ended; in format 1, which does not state it, only a last.ckpt has an optimizer."""
     return contents["hyper_parameters"].get("finished", not contents.get("optimizer_states"))
 
 
@@ -219,7 +219,7 @@ def save_checkpoint(metadata: Mapping[str, Any], weights: Mapping[str, Tensor], 
 
     Args:
         metadata: Plain values, by the names of `TileClassifier`'s arguments.
-        weights: The state dictionary of a `TileClassifier`.
+        weights: The state dictionary of a `TileClassifier`, tensors of any shape.
         path: The file to write.
 
     Raises:
@@ -234,7 +234,7 @@ def save_checkpoint(metadata: Mapping[str, Any], weights: Mapping[str, Tensor], 
 
 
 def update_metadata(path: Path, **changes: Any) -> None:  # noqa: ANN401
-    """Write what was found out after training, such as the temperature, into a checkpoint.
+    """Write metadata that is known only after training, such as the temperature, into a checkpoint.
 
     Args:
         path: The checkpoint; another name of the same file keeps the old content.

@@ -25,7 +25,7 @@ class KerasCNN(nn.Module):
     Args:
         image_size: Side of the square input in pixels, at least 22.
         dense_units: Width of the hidden dense layer.
-        dense_activation: What follows that layer. The notebook has sigmoid.
+        dense_activation: Activation of that layer. The notebook has sigmoid.
 
     Raises:
         UserError: The image is too small, or the activation unknown.
@@ -95,7 +95,7 @@ class KerasCNN(nn.Module):
 
 
 def _prefers_blocks(images: Tensor) -> bool:
-    """Whether the convolutions should stay in oneDNN's blocked layout.
+    """Tell if the convolutions should stay in oneDNN's blocked layout.
 
     It saves a conversion a layer and PyTorch's slow max-pooling: a training step on an x86 processor takes two thirds
     of the time (docs/benchmarks.md). The weights stay as they are.

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import TORCHVISION, timm_backbone, torchvision_backbone
@@ -45,16 +44,3 @@ def build_network(model_config: Mapping[str, Any]) -> nn.Sequential:
     except TypeError as error:
         raise UserError(f"The network {name} does not take these arguments ({error}). Received: {arguments}") from error
     return nn.Sequential(OrderedDict(preprocessing=preprocessing, backbone=backbone))
-
-
-def to_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Turn logits into probabilities of malignancy: the one place where the sigmoid stands.
-
-    Args:
-        logits: Any shape.
-        temperature: Positive; above 1 makes the network less sure (Guo et al. 2017).
-
-    Returns:
-        float32 of the same shape in [0, 1].
-    """
-    return torch.sigmoid(logits.float() / temperature)

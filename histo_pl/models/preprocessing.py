@@ -1,4 +1,4 @@
-"""From the bytes of a tile to the numbers a network was trained on: part of the network itself."""
+"""Preprocessing from bytes to the numbers that a network was trained on: part of the network itself."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Normalize(nn.Module):
 def build_preprocessing(
     stain: str | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> nn.Module:
-    """Build what stands before a backbone.
+    """Build the preprocessing of a backbone.
 
     Args:
         stain: `macenko` to bring every tile to one stain first; None: as they are.

@@ -89,13 +89,13 @@ def load_encoder(
     """Load an encoder's weights from elsewhere.
 
     Args:
-        model_config: What `build_network` takes, resolved.
+        model_config: The arguments of `build_network`, resolved.
         weights: `pretrained` for the download that belongs to the architecture, `embedded` for the package with
             EfficientNet-Lite0's, `hf-hub:OWNER/NAME` or `local-dir:FOLDER` for timm, or a file of weights.
         source: Of timm, the architecture as it was named, which may say where `pretrained` is.
 
     Returns:
-        The encoder's state dictionary, and what to call the data that trained it.
+        The encoder's state dictionary (float32 tensors), and the name of the data that trained it.
 
     Raises:
         UserError: The weights cannot be had, or are not those of this encoder.
@@ -125,7 +125,7 @@ def load_lite0_weights() -> dict[str, Tensor]:
     The package has them by another library's names (`_blocks.1._expand_conv`), in the order of timm's.
 
     Returns:
-        The state dictionary of timm's `tf_efficientnet_lite0`.
+        The state dictionary of timm's `tf_efficientnet_lite0`, float32 tensors.
 
     Raises:
         UserError: The package or timm is not installed.
@@ -199,7 +199,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         path: A state dictionary as `torch.save` writes it, bare or under `state_dict` or `model`; or safetensors.
 
     Returns:
-        The state dictionary, by the names that torchvision's networks have today (DenseNet's file has `norm.1`).
+        The state dictionary (tensors of any shape), by the names that torchvision's networks have today (DenseNet's
+        file has `norm.1`).
     """
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
@@ -239,7 +240,7 @@ def _fitting(model_config: Mapping[str, Any], state: Mapping[str, Tensor], weigh
 
 @contextmanager
 def _loading_errors(weights: str) -> Iterator[None]:
-    """Load without running code, and tell in one line what prevents it: no network, no right, no such file."""
+    """Load without running code, and report in one line: no network, no right, no such file."""
     before = os.environ.get(SAFE)
     os.environ[SAFE] = "1"  # timm before 1.0.21, and the hub's files without safetensors, would unpickle anything
     try:

@@ -136,6 +136,9 @@ class History(Callback):
         Args:
             metric: Such as `val/loss`.
             mode: min or max.
+
+        Returns:
+            The metrics by name; `epoch` counts from 0.
         """
         sign = 1 if mode == "min" else -1
         return min(self.epochs, key=lambda epoch: math.inf if math.isnan(epoch[metric]) else sign * epoch[metric])

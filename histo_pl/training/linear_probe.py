@@ -16,7 +16,7 @@ from histo_pl.data.datamodule import class_weights
 from histo_pl.data.tile import Split, Tile
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import EncoderWithHead
-from histo_pl.models.network import to_probability
+from histo_pl.probability import to_probability
 from histo_pl.training.features import FeatureExtractor, Features
 from histo_pl.training.module import TileClassifier
 
@@ -120,7 +120,8 @@ class LinearProbe:
             keep_scale: Keep the standardization of the features instead of fitting it to the training tiles.
 
         Returns:
-            The metrics of training and validation as one epoch, 0, by their names in metrics.csv.
+            The metrics of training and validation, numbers by their names in metrics.csv, as those of epoch 0: at
+            least the losses, the AUROC and the spread of the validation's probabilities.
         """
         backbone, tiles = classifier.network.backbone, data.tiles_of("train")
         training, labels = _stack(features.by_path, tiles, data.positive_class)
@@ -148,7 +149,7 @@ def logits_of(
         split: train, val or test.
 
     Returns:
-        The logit of each tile's plain view, by its path.
+        The logit, a number, of each tile's plain view, by its path: positive means malignant.
     """
     paths = [tile.path for tile in data.tiles_of(split)]
     with torch.inference_mode():

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from histo_pl.errors import UserError
-from histo_pl.models.network import FORMAT_VERSION, build_network, to_probability
+from histo_pl.models.network import FORMAT_VERSION, build_network
+from histo_pl.probability import to_probability
 from histo_pl.training.freezing import ALL, freeze_all_but
 from histo_pl.training.metrics import binary_metrics
 
@@ -94,15 +95,15 @@ class TileClassifier(L.LightningModule):
         return self.network(images)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Return the loss of a batch, a scalar."""
+        """Return the loss of a batch, of shape ()."""
         return self._step(batch, "train")["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
-        """Return the loss (scalar) and the probabilities (B,) of a batch."""
+        """Return the loss, of shape (), and the probabilities (B,) of a batch."""
         return self._step(batch, "val")
 
     def predict_step(self, batch: dict[str, Any], batch_index: int, dataloader_idx: int = 0) -> dict[str, float]:
-        """Return the logit of each tile by its path; temperature and threshold are chosen later."""
+        """Return the logit of each of the (B,) tiles by its path; temperature and threshold are chosen later."""
         return dict(zip(batch["path"], self(batch["image"]).float().tolist(), strict=True))
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401

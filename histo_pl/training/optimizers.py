@@ -32,7 +32,7 @@ class KerasAdam(Adam):
             closure: As for `torch.optim.Adam`.
 
         Returns:
-            What the closure returns.
+            The loss that the closure returns, a number; None without a closure.
         """
         own = [group["eps"] for group in self.param_groups]
         for group in self.param_groups:
@@ -72,7 +72,7 @@ def adam(
         betas: Decay of the running means of gradient and squared gradient, each in [0, 1).
         eps: Added to the denominator. Keras's default is 1e-7, PyTorch's 1e-8.
         base_fan_in: Dense layers with more inputs than this get the scaled rate. None: all get `lr`.
-        keras_eps: Whether `eps` is added where Keras adds it, see `KerasAdam`.
+        keras_eps: Add `eps` where Keras adds it, see `KerasAdam`.
 
     Returns:
         The optimizer, with the groups `base` and, if any layer is wide, `wide_<fan_in>`.

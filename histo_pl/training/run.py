@@ -21,7 +21,6 @@ from histo_pl.data import HistologyDataModule
 from histo_pl.data.tile import Split
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration, Decision
-from histo_pl.evaluation.predictions import Predictions
 from histo_pl.evaluation.results import compute_results, predict_from_color, predictions_of, without_nan
 from histo_pl.hardware import keep_freed_memory
 from histo_pl.images import RESIZE
@@ -145,14 +144,7 @@ def run_training(
     arithmetic, calibration = arithmetic or Arithmetic(), calibration or Calibration()
     _prepare_process(arithmetic, seed)
     data.setup()
-    initial = resolve_initial_weights(
-        weights=model.weights,
-        resume=resume,
-        model_config=model.config,
-        data=data,
-        architecture=model.architecture,
-        needs_optimizer=optimization.probe is None,
-    )
+    initial = _initial_weights(model, data, resume, needs_optimizer=optimization.probe is None)
     data.resume_at(initial.epochs)
     findings = [*notes, *data.leak_warnings(), *_tested_before(data, initial)]
     announce_data(data, findings)
@@ -160,28 +152,36 @@ def run_training(
     _set_arithmetic(arithmetic, classifier.network)
     history = History()
     trainer = make_trainer([history, CollapseWarning(), EpochSeeding(seed)])
-    best, features = _best_checkpoint(trainer), None
+    run = _Run(trainer, classifier, data, history, _best_checkpoint(trainer))
     _check_epochs(trainer, initial)
     with report_interruption(run_dir, trainer, command_line), _open_folder(run_dir, settings, resume, data, trainer):
         if optimization.probe is None:
-            logits = _train_epochs(trainer, classifier, data, history, best, resume)
+            logits, features = _train_epochs(run, resume), None
         else:
-            logits, features = _fit_linear_probe(optimization.probe, trainer, classifier, data, history, best, initial)
+            logits, features = _fit_linear_probe(run, optimization.probe, initial)
         decision = _choose_decision(calibration, data, logits["val"])
-        predictions: dict[Split, Predictions] = {
-            split: predictions_of(data, split, values, decision) for split, values in logits.items()
-        }
-        results = compute_results(predictions["test"], decision) | run_summary(trainer, classifier, history, best, data)
+        tested = predictions_of(data, "test", logits["test"], decision)
+        results = compute_results(tested, decision) | run_summary(trainer, classifier, history, run.best, data)
         results |= {"warnings": findings, "embeddings": features and features.summary()}
         if trainer.is_global_zero:
-            baseline = predict_from_color(data, predictions["test"]) if color_baseline else None
+            validated = predictions_of(data, "val", logits["val"], decision)
+            baseline = predict_from_color(data, tested) if color_baseline else None
             results["colour_only"] = baseline and baseline.summary()
             results["run"]["seconds"] = round(time.monotonic() - started, 1)
-            write_outputs(run_dir, settings, data, results, predictions, baseline, history)
+            write_outputs(run_dir, settings, data, results, {"val": validated, "test": tested}, baseline, history)
             log_to_loggers(trainer, results)
-            update_metadata(Path(best.best_model_path), **asdict(decision), finished=True)  # last: all else is there
+            update_metadata(Path(run.best.best_model_path), **asdict(decision), finished=True)  # all else is written
             log_summary(results, data)
     return without_nan(results)
+
+
+@dataclass(frozen=True)
+class _Run:
+    trainer: L.Trainer
+    classifier: TileClassifier
+    data: HistologyDataModule
+    history: History
+    best: BestCheckpoint
 
 
 def _prepare_process(arithmetic: Arithmetic, seed: int) -> None:
@@ -197,6 +197,19 @@ def _prepare_process(arithmetic: Arithmetic, seed: int) -> None:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     L.seed_everything(seed, workers=True, verbose=False)
+
+
+def _initial_weights(
+    model: Model, data: HistologyDataModule, resume: str | None, *, needs_optimizer: bool
+) -> InitialWeights:
+    return resolve_initial_weights(
+        weights=model.weights,
+        resume=resume,
+        model_config=model.config,
+        data=data,
+        architecture=model.architecture,
+        needs_optimizer=needs_optimizer,
+    )
 
 
 def _tested_before(data: HistologyDataModule, initial: InitialWeights) -> list[str]:
@@ -281,23 +294,17 @@ def _open_folder(
         yield
 
 
-def _train_epochs(
-    trainer: L.Trainer,
-    classifier: TileClassifier,
-    data: HistologyDataModule,
-    history: History,
-    best: BestCheckpoint,
-    resume: str | None,
-) -> dict[Split, dict[str, float]]:
+def _train_epochs(run: _Run, resume: str | None) -> dict[Split, dict[str, float]]:
     """Train, and compute the logits of validation and test with the best weights, on all devices together."""
     with lightning_errors():
-        trainer.fit(classifier, data, ckpt_path=resume, weights_only=True)
-    if not history.epochs:
+        run.trainer.fit(run.classifier, run.data, ckpt_path=resume, weights_only=True)
+    if not run.history.epochs:
         raise UserError(
-            f"Nothing was trained. Expected trainer.max_epochs of at least 1. Received: {trainer.max_epochs}"
+            f"Nothing was trained. Expected trainer.max_epochs of at least 1. Received: {run.trainer.max_epochs}"
         )
-    loaders = [data.val_dataloader(), data.test_dataloader()]
-    answers: Any = trainer.predict(classifier, loaders, ckpt_path=best.best_model_path, weights_only=True)
+    loaders = [run.data.val_dataloader(), run.data.test_dataloader()]
+    checkpoint = run.best.best_model_path
+    answers: Any = run.trainer.predict(run.classifier, loaders, ckpt_path=checkpoint, weights_only=True)
     val, test = ({path: logit for batch in batches for path, logit in batch.items()} for batches in answers)
     return {"val": _gather(val), "test": _gather(test)}
 
@@ -312,15 +319,10 @@ def _gather(logits: dict[str, float]) -> dict[str, float]:
 
 
 def _fit_linear_probe(
-    probe: LinearProbe,
-    trainer: L.Trainer,
-    classifier: TileClassifier,
-    data: HistologyDataModule,
-    history: History,
-    best: BestCheckpoint,
-    initial: InitialWeights,
+    run: _Run, probe: LinearProbe, initial: InitialWeights
 ) -> tuple[dict[Split, dict[str, float]], Features]:
     """Fit the head on features, keep both checkpoints, and compute the logits of validation and test."""
+    trainer, classifier, data = run.trainer, run.classifier, run.data
     if trainer.world_size > 1:
         raise UserError(
             f"A linear probe takes seconds on one device. Expected trainer.devices=1. "
@@ -328,9 +330,9 @@ def _fit_linear_probe(
         )
     features = probe.extract(data, classifier, trainer.strategy.root_device)
     has_head = initial.state is not None and "backbone.head.weight" in initial.state
-    history.epochs = [probe.fit(features, data, classifier, keep_scale=has_head)]
-    folder = Path(str(best.dirpath))
-    best.best_model_path = str(folder / BEST)
+    run.history.epochs = [probe.fit(features, data, classifier, keep_scale=has_head)]
+    folder = Path(str(run.best.dirpath))
+    run.best.best_model_path = str(folder / BEST)
     for name in (BEST, LAST):
         save_checkpoint(dict(classifier.hparams), classifier.state_dict(), folder / name)
     return {

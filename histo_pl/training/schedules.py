@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_fraction: float = 0.1) -> LambdaLR:
-    """Rise linearly to the optimiser's rate, then fall to 0 along half a cosine (Loshchilov and Hutter 2017).
+    """Rise linearly to the optimizer's learning rate, then fall to 0 along half a cosine (Loshchilov and Hutter 2017).
 
     Args:
         optimizer: Each of its groups keeps its own rate as the greatest.
@@ -15,7 +15,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup_fraction: fl
         warmup_fraction: Share of them that rises, in [0, 1).
 
     Returns:
-        The schedule, for a step after every step of the optimiser.
+        The schedule, for a step after every step of the optimizer.
     """
     warmup = math.ceil(warmup_fraction * total_steps)
 

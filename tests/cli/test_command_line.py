@@ -67,6 +67,18 @@ def test_a_process_that_lightning_started_is_not_quoted_again() -> None:
     assert quote_literals(["img='a b'"], {"LOCAL_RANK": "1"}) == ["img='a b'"]
 
 
+def test_arguments_of_torchrun_are_those_that_were_typed() -> None:
+    """It sets LOCAL_RANK too, but has no launcher that quoted them."""
+    (argument,) = quote_literals(["img=a (b)"], {"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"})
+    assert as_hydra_reads(argument) == "a (b)"
+
+
+@pytest.mark.parametrize("key", ["data.cache_dir", "run_dir", "embeddings.store.file"])
+def test_every_path_is_taken_as_typed(key: str) -> None:
+    (argument,) = quote_literals([f"{key}=my disk (2)/x"], {})
+    assert as_hydra_reads(argument) == "my disk (2)/x"
+
+
 def test_a_mistake_ends_in_one_line_even_where_hydra_wraps_it() -> None:
     with pytest.raises(SystemExit, match=r"^Error: what happened$"), one_line_errors():
         raise RuntimeError("wrapped") from UserError("what happened")

@@ -1,6 +1,7 @@
 """The report: whole, self-contained, and safe whatever files are called."""
 
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from histo_pl.evaluation import plots
 from histo_pl.evaluation.predictions import Predictions, format_estimate, referral
 from histo_pl.evaluation.report import Report, figures, worst_mistakes
 from tests.conftest import draw_image
@@ -71,6 +73,18 @@ def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path: Path, with_cases: 
     assert page.tags.count("svg") == 4
     assert page.tags.count("img") == len(worst_mistakes(scores))
     assert ("as the cases are unknown" in text) != with_cases
+
+
+@pytest.mark.parametrize("name", ["BODY", "TITLE", "costs $5 or $6", "{{ title }}", "a_{b}$^$"])
+def test_any_name_of_a_data_set_is_shown_as_it_is(tmp_path: Path, name: str) -> None:
+    scores = make_scores()
+    results = results_of(scores) | {"validation": {"epoch": 1}, "epochs": 1}
+    results["data"]["name"] = name
+    epochs = [{"epoch": 0, "train/loss": 1.0, "val/loss": 1.0}]
+    Report(name, results, scores, tmp_path, epochs=epochs).write(tmp_path / "report.html", figures(scores))
+    text = (tmp_path / "report.html").read_text()
+    assert f"<h1>{escape(name)}</h1>" in text
+    plots.plot_curves(epochs, 0, name).savefig(tmp_path / "curves.png")
 
 
 def test_a_result_of_one_class_or_of_no_number_still_has_its_report(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def test_there_and_back_is_exact(keras_file: Path, tmp_path: Path) -> None:
         strict=True,
     ):
         assert np.array_equal(a, b)
+
+
+def test_many_training_hashes_survive_the_way_there_and_back(trained: Path, tmp_path: Path) -> None:
+    """An attribute of HDF5 would hold 64 KB."""
+    model = load_model(trained / "best.ckpt")
+    model = replace(model, training_hashes={f"{number:016x}": "train" for number in range(10_000)})
+    save_model(model, tmp_path / "many.ckpt")
+    convert(tmp_path / "many.ckpt", tmp_path / "many.h5")
+    convert(tmp_path / "many.h5", tmp_path / "back.ckpt")
+    assert load_model(tmp_path / "back.ckpt").training_hashes == model.training_hashes
+    assert keras.models.load_model(tmp_path / "many.h5").count_params() > 0
 
 
 def test_there_and_back_a_checkpoint_stays_what_it_is(trained: Path, tmp_path: Path) -> None:

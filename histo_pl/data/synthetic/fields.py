@@ -27,7 +27,7 @@ def rank_areas(field: Floats, where: NDArray[np.bool_], share: float) -> Floats:
 
 
 def soft_mask(rank: Floats, softness: float) -> Floats:
-    """Return a mask, 0..1, of the ranks below 1, its edge as wide in rank as any other's of its softness."""
+    """Return a mask, in [0, 1], of the ranks below 1, its edge as wide in rank as any other's of its softness."""
     return np.clip((1 + softness - rank) / (2 * softness), 0, 1)
 
 
@@ -63,3 +63,9 @@ def sample_field(field: Floats, positions: Points) -> Floats:
     cells = np.stack([positions.imag, positions.real]) * len(field)
     row, column = np.clip(cells, 0, len(field) - 1).astype(int)
     return field[row, column]
+
+
+def near_tile(positions: Points, margin: float = 0.04) -> NDArray[np.bool_]:
+    """Tell for each position if it lies on the tile or within a margin (share of the side) of it."""
+    centred = positions - (0.5 + 0.5j)
+    return np.maximum(np.abs(centred.real), np.abs(centred.imag)) < 0.5 + margin

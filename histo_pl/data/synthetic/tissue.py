@@ -23,6 +23,7 @@ from histo_pl.data.synthetic.fields import (
     draw_directions,
     draw_noise,
     enlarge,
+    near_tile,
     pixel_positions,
     rank_areas,
     sample_field,
@@ -49,7 +50,7 @@ _PRIORITY = 10.0  # more than a layout's fields vary
 
 @dataclass(frozen=True)
 class Stain:
-    """How the slides of one case are stained.
+    """The stain of the slides of one case.
 
     Attributes:
         haematoxylin: Unit vector (3,): optical density of haematoxylin in R, G and B.
@@ -80,7 +81,7 @@ def draw_tile(rng: np.random.Generator, stain: Stain, *, malignant: bool, size: 
     Args:
         rng: Source of all randomness; the tile is a function of its state and the other arguments.
         stain: The stain of the tile's case.
-        malignant: Whether to draw crowds of pleomorphic nuclei instead of orderly glands.
+        malignant: Draw crowds of pleomorphic nuclei instead of orderly glands.
         size: Side of the tile in pixels, at least 32.
 
     Returns:
@@ -148,7 +149,7 @@ class _Nuclei(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Where a tile's structures lie: the lowest values of a field are inside the structure."""
+    """Fields of a tile's structures: the lowest values of a field are inside the structure."""
 
     void: Floats
     epithelium: Floats
@@ -212,7 +213,7 @@ _MYOEPITHELIAL = _Layer(depth=0.095, spacing=0.066, half_width=0.014, elongation
 
 
 def _draw_glands(rng: np.random.Generator, shares: _Shares) -> _Layout:
-    """Lays out glands: a lumen in a layer of upright nuclei, in a second one of flat nuclei."""
+    """Lay out glands: a lumen in a layer of upright nuclei, in a second one of flat nuclei."""
     glands = [_Gland.draw(rng, complex(centre)) for centre in _gland_centres(rng)]
     field = np.min([gland.distance(pixel_positions(_LAYOUT_CELLS)) for gland in glands], axis=0)
     lumen = float(np.quantile(field, shares.void))
@@ -221,7 +222,7 @@ def _draw_glands(rng: np.random.Generator, shares: _Shares) -> _Layout:
         level = lumen + layer.depth
         rings = [gland.ring(rng, level, layer.spacing) for gland in glands]
         centres, tangents = (np.concatenate(parts) for parts in zip(*rings, strict=True))
-        visible = _near_tile(centres) & (sample_field(field, centres) > level - 0.02)  # neither in another gland
+        visible = near_tile(centres) & (sample_field(field, centres) > level - 0.02)  # neither in another gland
         count = int(np.count_nonzero(visible))
         return _Nuclei.draw(
             rng,
@@ -266,11 +267,11 @@ def _gland_centres(rng: np.random.Generator) -> Points:
     shift = complex(rng.random(), rng.random())
     lattice = lattice + shift + 0.1 * scatter_points(rng, lattice.size)
     centres = 0.5 + 0.5j + lattice * rng.uniform(0.46, 0.56) * draw_directions(rng, 1)
-    return centres[_near_tile(centres, 0.2)]
+    return centres[near_tile(centres, 0.2)]
 
 
 def _draw_nests(rng: np.random.Generator, shares: _Shares) -> _Layout:
-    """Lays out irregular nests of crowded, pleomorphic nuclei, torn by clefts."""
+    """Lay out irregular nests of crowded, pleomorphic nuclei, torn by clefts."""
     nests = draw_noise(rng, 4, _LAYOUT_CELLS) + 0.4 * draw_noise(rng, 9, _LAYOUT_CELLS)
     clefts = np.maximum(nests, draw_noise(rng, 5, _LAYOUT_CELLS) + 0.4 * draw_noise(rng, 11, _LAYOUT_CELLS))
     centres = 0.5 + 0.5j + 0.54 * scatter_points(rng, _CANDIDATES)
@@ -307,7 +308,7 @@ def _draw_fibroblasts(rng: np.random.Generator, layout: _Layout, shares: _Shares
 
 
 class _Regions(NamedTuple):
-    """How much of each pixel is what, 0..1, as arrays (size, size)."""
+    """Shares of each pixel, 0..1, as arrays (size, size)."""
 
     nuclei: Floats
     membranes: Floats
@@ -394,8 +395,3 @@ def _vary_hue(rng: np.random.Generator, density: Vector) -> Vector:
     varied = np.maximum(np.array(density) + rng.normal(0, 0.04, 3), 0.02)
     red, green, blue = (varied / np.sqrt(np.sum(varied**2))).tolist()
     return red, green, blue
-
-
-def _near_tile(positions: Points, margin: float = 0.04) -> NDArray[np.bool_]:
-    centred = positions - (0.5 + 0.5j)
-    return np.maximum(np.abs(centred.real), np.abs(centred.imag)) < 0.5 + margin

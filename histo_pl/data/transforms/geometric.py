@@ -44,7 +44,7 @@ class RandomZoom(v2.Transform):
         self.bounds = math.log(least), math.log(greatest)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, float]:
-        """Draw the `factor`."""
+        """Draw the `factor`, a positive number."""
         return {"factor": math.exp(torch.empty(()).uniform_(*self.bounds).item())}
 
     def transform(self, inpt: Any, params: dict[str, float]) -> Tensor:  # noqa: ANN401

@@ -34,8 +34,8 @@ class KerasRandomAffine(v2.Transform):
         shear_range: Degrees; the shear angle is drawn from +- this.
         zoom_range: Lower and upper bound of the two zooms, or z for 1 - z to 1 + z. Below 1 magnifies,
             above 1 shows what lies beyond the edge: the edge's pixels, repeated.
-        horizontal_flip: Whether every second tile, at random, is mirrored left to right.
-        vertical_flip: Whether every second tile, at random, is turned upside down.
+        horizontal_flip: Mirror every second tile, at random, left to right.
+        vertical_flip: Turn every second tile, at random, upside down.
 
     Raises:
         UserError: A range is no number or negative, a shift is not below 1, a zoom is not positive, or a flip is
@@ -175,7 +175,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _grid(matrices: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel comes from, (B, H, W, 2) in half sides from the centre: `affine_grid` at a fifth of its cost."""
+    """Return each pixel's origin, (B, H, W, 2) in half sides from the centre: `affine_grid` at a fifth of its cost."""
     half = torch.tensor([width / 2, height / 2], dtype=matrices.dtype, device=matrices.device)
     x = torch.arange(width, dtype=matrices.dtype, device=matrices.device) + 0.5 - half[0]
     y = torch.arange(height, dtype=matrices.dtype, device=matrices.device) + 0.5 - half[1]

@@ -1,0 +1,93 @@
+"""The Python API: a dozen names, imported lazily, from a clone and from a wheel."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import histo_pl
+from histo_pl import UserError, audit_tiles, evaluate, load_model, train
+from tests.conftest import ROOT
+
+SMALL = {"image_size": 32, "num_workers": 0, "batch_size": 8}
+TRAINER = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+def test_every_public_name_is_there_and_none_is_a_room() -> None:
+    rooms = {path.parent.name for path in (ROOT / "histo_pl").glob("*/__init__.py")}
+    assert not rooms & set(histo_pl.__all__)
+    for name in histo_pl.__all__:
+        assert getattr(histo_pl, name).__doc__
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    code = "import sys, histo_pl; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"torch", "lightning", "hydra", "numpy"} & set(loaded.stdout.split())
+
+
+def test_training_takes_nested_settings(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = make_folder({"benign": 12, "malignant": 12}, name="case{:03}, (a).png")
+    columns = {"kind": r"(\w+)/"}
+    data = SMALL | {"group_regex": r"case\d+", "columns": columns}
+    found = train(root, data=data, trainer=TRAINER, optim={"betas": [0.8, 0.99]}, model={"weights": None})
+    assert Path(found["run"]["checkpoint"]).is_file()
+    assert found["data"]["parts"]["test"]["cases"] > 0
+    again = evaluate(found["run"]["checkpoint"], root, num_workers=0, columns=columns)
+    assert again["seen"]["train"] == found["data"]["parts"]["train"]["tiles"]
+    assert load_model(found["run"]["checkpoint"]).image_size == 32
+    assert "24 tiles" in audit_tiles([root], exact_only=True)
+    assert not list(tmp_path.glob("outputs/*/*-2"))
+
+
+def test_a_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for settings, message in (
+        ({"optim": {"nonsense": 1}}, "optim.nonsense"),
+        ({"recipe": "nonsense"}, "linear_probe"),
+        ({"recipe": "crossval"}, r"sweep of several runs"),
+        ({"data": {"image_size": "big"}}, r"data\.image_size is not as expected"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train("tiles", **settings)
+    assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").glob("*/*"))
+
+
+def test_a_wheel_has_the_template_and_says_what_training_needs(trained: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"  # the build writes beside what it reads
+    shutil.copytree(ROOT / "histo_pl", source / "histo_pl", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = f"""
+import histo_pl
+from pathlib import Path
+assert Path(histo_pl.__file__).is_relative_to({str(tmp_path)!r}), histo_pl.__file__
+tiles = {next(iter((trained / "config.yaml").read_text().split("root: ")[1:])).splitlines()[0]!r}
+found = histo_pl.evaluate({str(trained / "best.ckpt")!r}, next(Path(tiles).iterdir()), num_workers=0)
+assert (Path(found["folder"]) / "report.html").stat().st_size > 1000
+try:
+    histo_pl.train("tiles")
+except histo_pl.UserError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(r"^Training needs the configuration files of a clone", done.stdout), done.stderr

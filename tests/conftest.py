@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and would wait for each other's threads
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["KERAS_BACKEND"] = "torch"  # TensorFlow and PyTorch cannot live in one process
 
 ROOT = Path(__file__).parents[1]

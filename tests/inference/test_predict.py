@@ -5,17 +5,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from histo_pl.cli.command_line import one_line_errors
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor
 from histo_pl.inference.files import find_images
 from histo_pl.inference.run import predict
+from histo_pl.inference.table import write_table
 from histo_pl.models.checkpoint import load_model
-from tests.conftest import BREAKHIS, ROOT, draw_image
+from tests.conftest import BREAKHIS, ROOT, compose_config, draw_image
 
 ODD_NAME = "odd, name (1) = [x] 'q' é.png"
 
@@ -180,9 +184,18 @@ def test_program_answers_for_an_odd_name_and_leaves_nothing_behind(trained: Path
     ],
     ids=["nothing", "no image", "wrong path", "text as checkpoint", "text as image"],
 )
-def test_program_tells_a_mistake_in_one_line(trained: Path, tiles: Path, arguments: tuple[str, ...]) -> None:
+def test_a_mistake_is_told_in_one_line(
+    trained: Path, tiles: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     filled = [a.format(ckpt=trained / "best.ckpt", text=tiles / "notes.txt") for a in arguments]
-    done = run_program(tiles, *filled)
+    config: Any = OmegaConf.to_container(compose_config("predict", *filled))
+    with pytest.raises(SystemExit, match=r"^Error: [^\n]*Received: [^\n]*$"), one_line_errors():
+        predict(**config)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_program_tells_a_mistake_in_one_line(tiles: Path) -> None:
+    done = run_program(tiles, "ckpt=none.ckpt", "img=notes.txt", "batch_size=big")
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -201,8 +214,9 @@ def test_a_real_tile_gets_an_answer(trained: Path) -> None:
 def test_a_name_that_is_no_unicode_is_printed(trained: Path, tmp_path: Path) -> None:
     draw_image(tmp_path / "x.png").rename(os.fsdecode(bytes(tmp_path) + b"/\xff.png"))
     Path(os.fsdecode(bytes(tmp_path) + b"/\xfe.png")).touch()
-    for out in ("out.csv", "out.json"):
-        done = run_program(tmp_path, f"ckpt={trained / 'best.ckpt'}", f"img={tmp_path}", f"out={out}")
-        assert done.returncode == 1, done.stderr
-        assert done.stdout.count("udcff") == 1
-        assert "udcff" in (tmp_path / out).read_text()
+    done = run_program(tmp_path, f"ckpt={trained / 'best.ckpt'}", f"img={tmp_path}", "out=out.csv")
+    assert done.returncode == 1, done.stderr
+    predictions = list(Predictor(load_model(trained / "best.ckpt"), "cpu").predict(find_images(str(tmp_path))))
+    write_table(predictions, tmp_path / "out.json")
+    assert done.stdout.count("udcff") == 1
+    assert all("udcff" in (tmp_path / name).read_text() for name in ("out.csv", "out.json"))

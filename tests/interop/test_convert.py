@@ -188,12 +188,14 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert list(tmp_path.iterdir()) == [keras_file]
 
 
-def test_program_converts_a_name_with_spaces_and_says_what_to_do_next(keras_file: Path, tmp_path: Path) -> None:
+def test_the_command_converts_a_name_with_spaces_and_says_what_to_do_next(
+    keras_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = keras_file.rename(tmp_path / "My model (v2).h5")
-    done = run_program("convert", odd, tmp_path / "my model.ckpt")
-    assert done.returncode == 0, done.stderr
-    assert f"python predict.py ckpt='{tmp_path / 'my model.ckpt'}' img=TILE" in done.stdout
-    assert f"python train.py model.weights='{tmp_path / 'my model.ckpt'}' model.dense_units=16" in done.stdout
+    main(["convert", str(odd), str(tmp_path / "my model.ckpt")])
+    said = capsys.readouterr().out
+    assert f"python predict.py ckpt='{tmp_path / 'my model.ckpt'}' img=TILE" in said
+    assert f"python train.py model.weights='{tmp_path / 'my model.ckpt'}' model.dense_units=16" in said
 
 
 def test_program_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
@@ -204,10 +206,10 @@ def test_program_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     assert "Received: " in done.stderr
 
 
-def test_program_says_what_it_assumes_of_weights_alone(tmp_path: Path) -> None:
+def test_the_command_says_what_it_assumes_of_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = save(notebook(32, "relu", units=16), tmp_path / "a.weights.h5")
-    done = run_program("convert", file, tmp_path / "a.ckpt", "--image-size", 32, "--dense-activation", "relu")
-    assert "Taken for the notebook's network: no padding" in done.stdout
+    main(["convert", str(file), str(tmp_path / "a.ckpt"), "--image-size", "32", "--dense-activation", "relu"])
+    assert "Taken for the notebook's network: no padding" in capsys.readouterr().out
     assert load_model(tmp_path / "a.ckpt").model_config["dense_activation"] == "relu"
 
 

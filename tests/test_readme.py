@@ -1,10 +1,12 @@
-"""Every command of the README is run, on tiny tiles; what needs a GPU runs on the processor instead."""
+"""Every command of the README and of the guides is run, on tiny tiles; a GPU's runs on the processor instead."""
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,11 @@ from histo_pl.cli.command_line import quote_literals
 from histo_pl.inference.run import predict
 from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image, evaluate, train
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINES = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+PAGES = ("README.md", "docs/pretrained.md", "docs/running.md", "docs/speed.md")
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
+BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+LINES = list(dict.fromkeys(line.strip() for block in BLOCKS for line in block.splitlines()))
 COMMANDS = [line for line in LINES if line.startswith("python ")]
 ON_THE_PROCESSOR = ("trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto")
 
@@ -70,8 +75,8 @@ def test_train_commands(
 
 def test_resume_command() -> None:
     """What resuming does is tested in test_training; here, that the README spells it rightly."""
-    (command,) = (c for c in COMMANDS if "resume=" in c)
-    assert compose_config("train", *arguments_of(command)).resume == "outputs/DAY/TIME/last.ckpt"
+    for command in (c for c in COMMANDS if "resume=" in c):
+        assert compose_config("train", *arguments_of(command)).resume == "outputs/DAY/TIME"
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python predict.py")])
@@ -149,12 +154,38 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
     assert [line for line in LINES if line and not line.startswith(known)] == []
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)", README))))
-def test_every_link_leads_to_a_file(link: str) -> None:
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = set(re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_tree_names_what_there_is() -> None:
-    tree = README[README.index("## How it is built") :]
-    for name in re.findall(r"^\s*(\w+\.py)\b", tree, re.MULTILINE):
-        assert any(ROOT.glob(f"**/{name}")), name
+def test_the_readme_is_short_and_names_every_room() -> None:
+    assert README.count("\n") < 240
+    tree = README[README.index("## Architecture") :]
+    for room in (path.parent.name for path in (ROOT / "histo_pl").glob("*/__init__.py")):
+        assert f"  {room}/" in tree
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert all(f"]({page.name})" in index for page in (ROOT / "docs").glob("*.md") if page.name != "README.md")
+
+
+def test_the_python_of_the_readme_runs(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(block.splitlines()) < 25
+    shutil.copytree(tiles, tmp_path / "other_hospital")
+    shutil.copy(next(tiles.rglob("*.png")), tmp_path / "tile.png")
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, Any] = {}
+    exec(block, variables)
+    assert variables["run"]["test"]["tiles"] > 0
+    assert variables["elsewhere"]["test"]["tiles"] > 0
+
+
+def test_the_architecture_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| (\w+\.py) \|", page, re.MULTILINE)
+    modules = [file.name for file in (ROOT / "histo_pl").rglob("*.py") if file.name != "__init__.py"]
+    assert sorted(named) == sorted(modules)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-import histo_pl.training.run  # noqa: F401  (the resolver that the configurations use)
+import histo_pl.cli.program  # noqa: F401  (the resolver that the configurations use)
 from histo_pl.data.synthetic.tissue import Stain, draw_tile
 from histo_pl.images import find_files, is_image, read_tile
 

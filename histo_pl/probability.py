@@ -1,7 +1,9 @@
-"""The sigmoid: the one function that turns logits into probabilities."""
+"""Probabilities and labels: the one sigmoid, and the one rule from a probability to a label."""
 
 import torch
 from torch import Tensor
+
+MALIGNANT, BENIGN, REFER = "Malignant", "Benign", "Uncertain: refer"
 
 
 def to_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -15,3 +17,19 @@ def to_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
         Of the same shape, in [0, 1]: float64 of float64, else float32; NaN for NaN.
     """
     return torch.sigmoid((logits if logits.dtype == torch.float64 else logits.float()) / temperature)
+
+
+def label_of(probability: float, threshold: float, refer: tuple[float, float] | None) -> str:
+    """Call a probability by its name.
+
+    Args:
+        probability: Of malignancy, in [0, 1].
+        threshold: A probability above it means malignant.
+        refer: A band, its ends included, in which there is no answer; None: no band.
+
+    Returns:
+        Malignant, Benign, or `Uncertain: refer`.
+    """
+    if refer is not None and refer[0] <= probability <= refer[1]:
+        return REFER
+    return MALIGNANT if probability > threshold else BENIGN

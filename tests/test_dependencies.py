@@ -15,7 +15,7 @@ ROOMS: dict[str, set[str]] = {  # beside the ground modules
     "data": set(),
     "models": set(),
     "evaluation": {"data"},
-    "inference": {"evaluation", "models"},
+    "inference": {"models"},
     "interop": {"models"},
     "audit": {"data", "evaluation"},
     "training": {"data", "evaluation", "models"},

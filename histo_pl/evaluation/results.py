@@ -16,10 +16,10 @@ from histo_pl.data.tile import Split
 from histo_pl.evaluation import plots
 from histo_pl.evaluation.calibration import TEMPERATURES, Decision
 from histo_pl.evaluation.color_baseline import colour_only, read_colours
-from histo_pl.evaluation.labels import label_of
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate, referral
 from histo_pl.evaluation.report import Report, figures
+from histo_pl.probability import label_of
 from histo_pl.storage import atomic_write_text
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from histo_pl.errors import ImageError, UserError
-from histo_pl.evaluation.labels import label_of
 from histo_pl.hardware import usable_cores
 from histo_pl.images import read_tile
 from histo_pl.models.checkpoint import TrainedModel
-from histo_pl.probability import to_probability
+from histo_pl.probability import label_of, to_probability
 
 BATCHES_AHEAD = 1
 

@@ -6,7 +6,7 @@ python docs/benchmarks/memory.py --tiles 1000 10000
 import argparse
 import tempfile
 
-from histo_pl.benchmark.run import contender, describe_machine, prepare
+from histo_pl.benchmark.run import describe_machine, prepare, start_worker
 
 STEPS = 20
 
@@ -30,7 +30,7 @@ def anonymous(tiles: int, image_size: int, batch_size: int) -> float:
     """Return the gigabytes for so many tiles."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        contender(prepare(folder, image_size, batch_size, tiles), cache="disk") as asked,
+        start_worker(prepare(folder, image_size, batch_size, tiles), cache="disk") as asked,
     ):
         asked.ask("input", batches=-(-tiles * 4 // 5 // batch_size))
         return asked.ask("step", steps=STEPS)["RssAnon"]

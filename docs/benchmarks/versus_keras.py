@@ -10,8 +10,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from histo_pl.benchmark.contest import BenchmarkWorker, alternate, ratio, table
-from histo_pl.benchmark.run import contender, describe_machine, figure, prepare
+from histo_pl.benchmark.run import describe_machine, figure, prepare, start_worker
+from histo_pl.benchmark.workers import BenchmarkWorker, alternate, ratio, table
 
 PEER = Path(__file__).with_name("keras_peer.py")
 KERAS = "Keras on TensorFlow"
@@ -39,12 +39,12 @@ def main() -> None:
 
 
 def measure(setting: Setting, keras: str, rounds: int) -> dict[str, Figures]:
-    """Hold the three contests, print each one's table, and return milliseconds a tile by contest and contender."""
+    """Hold the three contests, print each one's table, and return milliseconds a tile by contest and worker."""
     with ExitStack() as running:
         start = running.enter_context
         peer = start(BenchmarkWorker([keras, str(PEER), json.dumps(setting)]))
-        single = start(contender(setting, precision="32-true"))
-        ours = {cache: start(contender(setting, cache=cache)) for cache in ("none", "ram", "disk")}
+        single = start(start_worker(setting, precision="32-true"))
+        ours = {cache: start(start_worker(setting, cache=cache)) for cache in ("none", "ram", "disk")}
         print(f"{describe_machine()}, {peer.ask('step', steps=1)['versions']}", flush=True)
         step = {"here, float32": single, "here, fast_cpu": ours["disk"]}
         caches = {f"here, cache={cache}": one for cache, one in ours.items()}
@@ -56,22 +56,22 @@ def measure(setting: Setting, keras: str, rounds: int) -> dict[str, Figures]:
         }
 
 
-def contest(title: str, rounds: int, contenders: dict[str, BenchmarkWorker], task: str, **options: int) -> Figures:
-    """Have all contenders do a task in turns, and print the table."""
-    found = alternate({name: figure(one, task, **options) for name, one in contenders.items()}, rounds)
+def contest(title: str, rounds: int, workers: dict[str, BenchmarkWorker], task: str, **options: int) -> Figures:
+    """Have all workers do a task in turns, and print the table."""
+    found = alternate({name: figure(one, task, **options) for name, one in workers.items()}, rounds)
     print(f"\n{table(title, 'ms a tile', found)}", flush=True)
     return found
 
 
 def draw(results: dict[str, Figures], file: Path) -> None:
-    """Draw each contender's time as a share of Keras's."""
+    """Draw each worker's time as a share of Keras's."""
     from matplotlib import pyplot as plt
 
     drawing, axes = plt.subplots(1, len(results), figsize=(13, 2.6), layout="constrained")
-    for axis, (title, contenders) in zip(axes, results.items(), strict=True):
-        base = next(iter(contenders.values()))
-        shares = [ratio(values, base) for values in contenders.values()]
-        bars = axis.barh(list(contenders), shares, color=["#8a8f98", *["#1f6f8b"] * (len(shares) - 1)])
+    for axis, (title, workers) in zip(axes, results.items(), strict=True):
+        base = next(iter(workers.values()))
+        shares = [ratio(values, base) for values in workers.values()]
+        bars = axis.barh(list(workers), shares, color=["#8a8f98", *["#1f6f8b"] * (len(shares) - 1)])
         axis.bar_label(bars, [f"{share:.2f}" for share in shares], padding=3)
         axis.set_title(title, fontsize=10)
         axis.set(xlim=(0, 1.2), xlabel="time, Keras on TensorFlow = 1")

@@ -13,7 +13,7 @@ import time
 import torch
 
 from histo_pl.benchmark.limits import least_step
-from histo_pl.benchmark.run import REPOSITORY, contender, describe_machine, prepare
+from histo_pl.benchmark.run import REPOSITORY, describe_machine, prepare, start_worker
 
 FAST = ("experiment=fast_gpu",) if torch.cuda.is_available() else ("experiment=fast_cpu", "data.cache=device")
 PLAIN = ("trainer=amp", "augment=torchvision", "data.cache=none")
@@ -66,7 +66,7 @@ def tiles_seen(options: argparse.Namespace, epochs: int) -> int:
 
 def limit(setting: dict[str, str | int], options: argparse.Namespace) -> float:
     """Return the seconds that the device needs at least: an answer alone takes a third of a step's arithmetic."""
-    with contender(setting) as asked:
+    with start_worker(setting) as asked:
         least = least_step(asked.ask("limits"))
     trained = options.epochs * options.tiles * 4 // 5
     answered = tiles_seen(options, options.epochs) - trained

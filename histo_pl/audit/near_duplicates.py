@@ -168,9 +168,9 @@ def _agree_on_similarity(here: Array, there: Array) -> Array:
 
     The bounds are wide, for what the map has of shear and unequal scales.
     """
-    place, goal = (frames[:, 0] + 1j * frames[:, 1] for frames in (here, there))
+    origin, goal = (frames[:, 0] + 1j * frames[:, 1] for frames in (here, there))
     turn = there[:, 3] - here[:, 3]
-    carried = ((there[:, 2] / here[:, 2]) * np.exp(1j * turn))[:, None] * (place - place[:, None])
+    carried = ((there[:, 2] / here[:, 2]) * np.exp(1j * turn))[:, None] * (origin - origin[:, None])
     near = np.abs(goal - goal[:, None] - carried) < 0.02 + 0.25 * np.abs(carried)
     near &= np.cos(turn - turn[:, None]) > 0.85  # noqa: PLR2004
     return near[near.sum(1).argmax()]
@@ -200,9 +200,10 @@ def _lay_over(
     smaller = min(there[1].sum(), here[1].sum() * np.linalg.det(linear))
     inner = cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
     correlation, textured = _correlate(moved, there[0])
-    seen = correlation[inner & textured]
-    least = 0.01 * inside.size
-    return float(inside.sum() / smaller), float((seen > settings.correlation).mean()) if len(seen) > least else 0.0
+    compared = correlation[inner & textured]
+    enough = len(compared) > 0.01 * inside.size
+    agreement = float((compared > settings.correlation).mean()) if enough else 0.0
+    return float(inside.sum() / smaller), agreement
 
 
 def _correlate(one: Array, other: Array, window: int = 13, least_deviation: float = 4) -> tuple[Array, Array]:

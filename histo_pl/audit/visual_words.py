@@ -40,9 +40,9 @@ def propose(keypoints: Keypoints, settings: Settings) -> Proposals:
 def _learn_words(keypoints: Keypoints, settings: Settings, rounds: int = 4, sample: int = 60_000) -> Array:
     """Cluster a sample of the descriptors. The second half of the words mirror those of the first, in order."""
     rng = np.random.default_rng(SEED)
-    tiles, places = np.nonzero(keypoints.known())
+    tiles, columns = np.nonzero(keypoints.known())
     chosen = np.sort(rng.permutation(len(tiles))[:sample])
-    points = keypoints.descriptors[tiles[chosen], places[chosen]].astype(np.float32) / 255
+    points = keypoints.descriptors[tiles[chosen], columns[chosen]].astype(np.float32) / 255
     size = min(settings.words // 2, len(points) // 10)
     words = points[np.sort(rng.permutation(len(points))[:size])]
     for _ in range(rounds if size else 0):
@@ -81,8 +81,8 @@ class Bags:
     def __init__(self, words: Array, size: int) -> None:
         self.words = words
         self.size = size
-        tiles, places = np.nonzero(words >= 0)
-        keys = np.unique(tiles.astype(np.int64) * max(size, 1) + words[tiles, places])
+        tiles, columns = np.nonzero(words >= 0)
+        keys = np.unique(tiles.astype(np.int64) * max(size, 1) + words[tiles, columns])
         holders = np.bincount(keys % max(size, 1), minlength=size)
         holders = holders + self._mirror(holders)
         self.weights = np.log(2 * len(words) / np.maximum(holders, 1)).astype(np.float32)
@@ -93,8 +93,8 @@ class Bags:
     def vectors(self, start: int, stop: int) -> Array:
         """Return the bags of tiles `start` to `stop`, of shape (tiles, size), each of length one."""
         part = self.words[start:stop]
-        tiles, places = np.nonzero(part >= 0)
-        counts = np.bincount(tiles * self.size + part[tiles, places], minlength=len(part) * self.size)
+        tiles, columns = np.nonzero(part >= 0)
+        counts = np.bincount(tiles * self.size + part[tiles, columns], minlength=len(part) * self.size)
         bags = np.sqrt(counts.reshape(len(part), self.size), dtype=np.float32) * self.weights
         return bags / np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-6)
 
@@ -112,7 +112,7 @@ class Bags:
             similar = np.concatenate(
                 [multiply(queries, self.vectors(other, other + block)) for other in range(0, tiles, block)], axis=1
             )
-            own = start + np.arange(len(queries)) % len(plain)
-            similar[np.arange(len(queries)), own] = 0
+            queried = start + np.arange(len(queries)) % len(plain)
+            similar[np.arange(len(queries)), queried] = 0
             for row, best in enumerate(np.argpartition(similar, -count, axis=1)[:, -count:]):
-                yield int(own[row]), row >= len(plain), [int(tile) for tile in best if similar[row, tile] > 0]
+                yield int(queried[row]), row >= len(plain), [int(tile) for tile in best if similar[row, tile] > 0]

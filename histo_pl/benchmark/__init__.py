@@ -1,6 +1,6 @@
-"""Benchmark of this machine: reading, training, prediction, each contender in a process of its own."""
+"""Benchmark of this machine: reading, training, prediction, each worker in a process of its own."""
 
-from histo_pl.benchmark.contest import BenchmarkWorker, alternate, table
 from histo_pl.benchmark.run import benchmark
+from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
 
 __all__ = ["BenchmarkWorker", "alternate", "benchmark", "table"]

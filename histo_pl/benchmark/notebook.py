@@ -15,8 +15,8 @@ def untrained_model(image_size: int) -> TrainedModel:
     """
     model_config = notebook_model_config(image_size)
     network = build_network(model_config).eval().requires_grad_(False)
-    facts = {"name": "benchmark", "synthetic": True, "negative_class": "benign", "positive_class": "malignant"}
-    return TrainedModel(network, model_config, image_size, RESIZE, threshold=0.5, temperature=1.0, data=facts)
+    data = {"name": "benchmark", "synthetic": True, "negative_class": "benign", "positive_class": "malignant"}
+    return TrainedModel(network, model_config, image_size, RESIZE, threshold=0.5, temperature=1.0, data=data)
 
 
 def notebook_model_config(image_size: int) -> dict[str, Any]:

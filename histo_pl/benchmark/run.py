@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from histo_pl.benchmark.contest import BenchmarkWorker, alternate, table
 from histo_pl.benchmark.limits import least_step
 from histo_pl.benchmark.notebook import untrained_model
+from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
 from histo_pl.data.synthetic.tissue import Stain, draw_tile
 from histo_pl.errors import UserError
 from histo_pl.hardware import usable_cores
@@ -110,7 +110,7 @@ def describe_machine() -> str:
     return f"{time.strftime('%Y-%m-%d')}, {processor}{gpu}, PyTorch {torch.__version__}"
 
 
-def contender(setting: dict[str, Any], **changes: Any) -> BenchmarkWorker:  # noqa: ANN401
+def start_worker(setting: dict[str, Any], **changes: Any) -> BenchmarkWorker:  # noqa: ANN401
     """Start a process that does `tasks.Tasks`.
 
     Args:
@@ -121,10 +121,10 @@ def contender(setting: dict[str, Any], **changes: Any) -> BenchmarkWorker:  # no
 
 
 def figure(asked: BenchmarkWorker, task: str, **options: Any) -> Callable[[], float]:  # noqa: ANN401
-    """Make a function that asks a contender for the milliseconds that a tile takes.
+    """Make a function that asks a worker for the milliseconds that a tile takes.
 
     Args:
-        asked: The contender.
+        asked: The worker.
         task: The task.
         **options: Of the task.
     """
@@ -134,16 +134,16 @@ def figure(asked: BenchmarkWorker, task: str, **options: Any) -> Callable[[], fl
 def _input(setting: dict[str, Any], batches: int, rounds: int) -> str:
     caches = ("none", "ram", "disk", *(["device"] if torch.cuda.is_available() else []))
     with ExitStack() as running:
-        asked = {cache: running.enter_context(contender(setting, cache=cache)) for cache in caches}
+        asked = {cache: running.enter_context(start_worker(setting, cache=cache)) for cache in caches}
         measures = {f"cache={cache}": figure(one, "input", batches=batches) for cache, one in asked.items()}
         return table("input, augment=keras, one process", "ms a tile", alternate(measures, rounds))
 
 
 def _step(setting: dict[str, Any], rounds: int) -> str:
     with ExitStack() as running:
-        plain = running.enter_context(contender(setting, fast=False))
-        single = running.enter_context(contender(setting, precision="32-true"))
-        fast = running.enter_context(contender(setting))
+        plain = running.enter_context(start_worker(setting, fast=False))
+        single = running.enter_context(start_worker(setting, precision="32-true"))
+        fast = running.enter_context(start_worker(setting))
         measures = {
             "freed memory returned": figure(plain, "step", steps=2),
             "freed memory kept": figure(single, "step", steps=2),
@@ -170,13 +170,13 @@ def _share_of_limits(fast: BenchmarkWorker, batch_size: int) -> str:
 def _epoch(setting: dict[str, Any], rounds: int) -> str:
     caches = ("none", "device" if torch.cuda.is_available() else "disk")
     with ExitStack() as running:
-        asked = {cache: running.enter_context(contender(setting, cache=cache)) for cache in caches}
+        asked = {cache: running.enter_context(start_worker(setting, cache=cache)) for cache in caches}
         measures = {f"cache={cache}": figure(one, "epoch") for cache, one in asked.items()}
         return table("training epoch", "ms a tile", alternate(measures, min(rounds, 3)))
 
 
 def _prediction(setting: dict[str, Any], rounds: int) -> str:
-    with contender(setting) as asked:
+    with start_worker(setting) as asked:
         shares = [asked.ask("predict") for _ in range(rounds + 1)][1:]
     results = {name: [1000 * share[key] for share in shares] for name, key in PREDICTIONS.items()}
     return table("prediction", "ms a tile", results)

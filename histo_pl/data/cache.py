@@ -56,9 +56,9 @@ class MappedTiles:
         count = file.stat().st_size // (3 * size**2)
         self._pixels = np.memmap(file, np.uint8, "r", shape=(count, 3, size, size))
 
-    def __getitem__(self, place: int) -> Tensor:
+    def __getitem__(self, index: int) -> Tensor:
         """Return a copy of a tile, uint8 of shape (3, size, size)."""
-        return torch.from_numpy(self._pixels[place].copy())
+        return torch.from_numpy(self._pixels[index].copy())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process by the file's name: its bytes are not copied."""
@@ -112,16 +112,16 @@ def tiles_on_disk(files: Sequence[Path], size: int, resize: str, folder: Path) -
     Raises:
         UserError: The disk is too small, the folder cannot be written, or a file cannot be read.
     """
-    place = _hash([os.path.commonpath([file.parent.absolute() for file in files]), size, resize])
-    facts = [[str(file.absolute()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
-    kept = folder / f"{place}-{_hash([PIL.__version__, facts])}.tiles"
+    prefix = _hash([os.path.commonpath([file.parent.absolute() for file in files]), size, resize])
+    stats = [[str(file.absolute()), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
+    kept = folder / f"{prefix}-{_hash([PIL.__version__, stats])}.tiles"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{place}.lock"):
+        with FileLock(folder / f"{prefix}.lock"):
             if kept.exists():
                 log.info("Tiles: %d found decoded in %s.", len(files), kept)
             else:
-                for outdated in (*folder.glob(f"{place}-*"), *folder.glob(f".{place}-*")):  # or half written
+                for outdated in (*folder.glob(f"{prefix}-*"), *folder.glob(f".{prefix}-*")):  # or half written
                     with suppress(PermissionError):  # Windows keeps a file that another run has mapped
                         outdated.unlink()
                 _write(kept, files, size, resize)
@@ -161,8 +161,8 @@ def _write(kept: Path, files: Sequence[Path], size: int, resize: str) -> None:
     log.info("Tiles: %d decoded into %s (%.0f MB), for all runs to come.", len(files), kept, needed / 1e6)
 
 
-def _hash(facts: Any) -> str:  # noqa: ANN401
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+def _hash(values: Any) -> str:  # noqa: ANN401
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def _memory() -> float:

@@ -124,8 +124,8 @@ class HistologyDataModule(L.LightningDataModule):
         per_tile = self.augment is not None and not isinstance(self.augment, KerasRandomAffine | v2.Identity)
         check_cache(self.cache)
         _check_device_cache(self.cache, per_tile, num_workers, pin_memory)
-        own = 0 if self.cache != "none" and not per_tile else min(MAX_WORKERS, usable_cores())
-        self.num_workers = own if num_workers is None else num_workers
+        default = 0 if self.cache != "none" and not per_tile else min(MAX_WORKERS, usable_cores())
+        self.num_workers = default if num_workers is None else num_workers
         self.pin_memory = torch.cuda.is_available() and self.cache != "device" if pin_memory is None else pin_memory
         if prefetch_factor is not None and self.num_workers == 0:
             raise UserError(

@@ -161,16 +161,16 @@ def check_binary(layout: Layout) -> None:
     if layout.is_published:
         _check_published(layout)
     for folder, names in layout.class_folders.items():
-        place = layout.root if folder == "." else layout.root / folder
+        parent = layout.root if folder == "." else layout.root / folder
         if len(names) != CLASSES:
             raise UserError(
                 f"A folder of tiles must hold two class folders, such as benign and malignant. "
-                f"Received: {place} with {len(names)} ({', '.join(names[:5]) or 'none'})"
+                f"Received: {parent} with {len(names)} ({', '.join(names[:5]) or 'none'})"
             )
         prefix = "" if folder == "." else f"{folder}/"
         empty = [n for n in names if not any(tile.path.startswith(f"{prefix}{n}/") for tile in layout.tiles)]
         if empty:
-            raise UserError(f"A class folder has no images. Expected some in each. Received: {place / empty[0]}")
+            raise UserError(f"A class folder has no images. Expected some in each. Received: {parent / empty[0]}")
 
 
 def _check_published(layout: Layout) -> None:

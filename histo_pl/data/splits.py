@@ -169,14 +169,14 @@ def check_no_overlap(tiles: Iterable[Tile], split_of: Mapping[str, Split]) -> No
     Raises:
         UserError: Names a case, its splits, and how many cases are divided.
     """
-    seen: defaultdict[str, set[Split]] = defaultdict(set)
+    splits_of: defaultdict[str, set[Split]] = defaultdict(set)
     for tile in tiles:
-        seen[tile.group].add(split_of[tile.path])
-    divided = sorted(group for group, where in seen.items() if len(where) > 1)
+        splits_of[tile.group].add(split_of[tile.path])
+    divided = sorted(group for group, where in splits_of.items() if len(where) > 1)
     if divided:
         raise UserError(
             f"The split has tiles of one case, or of one group, on two sides, which inflates every result. "
-            f"Expected each in one split. Received: {divided[0]} in {', '.join(sorted(seen[divided[0]]))} "
+            f"Expected each in one split. Received: {divided[0]} in {', '.join(sorted(splits_of[divided[0]]))} "
             f"({len(divided)} such cases or groups)"
         )
 

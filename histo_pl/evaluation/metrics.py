@@ -117,7 +117,7 @@ def _calibration(probability: Values, label: NDArray[np.bool_], weights: Values)
     inside = np.clip(probability, EPSILON, 1 - EPSILON)
     surprise = -np.log(np.where(label, inside, 1 - inside))
     excess = weights * (label - probability)
-    gaps = sum(np.abs(excess[:, bin_of(probability) == place].sum(axis=1)) for place in range(ECE_BINS))
+    gaps = sum(np.abs(excess[:, bin_of(probability) == number].sum(axis=1)) for number in range(ECE_BINS))
     return {
         "brier": weights @ (label - probability) ** 2 / total,
         "log_loss": weights @ surprise / total,

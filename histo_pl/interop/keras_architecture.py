@@ -118,12 +118,12 @@ def _check_layer(number: int, layer: Layer | None, expected: Layer | None) -> No
         raise UnexpectedFileError(f"Layer {number} ({name}) is one too many. Expected the notebook's nine layers.")
     if layer is None:
         raise UnexpectedFileError(f"Layer {number} is missing. Expected {expected['class_name']}, as in the notebook.")
-    place = f"Layer {number} ({layer['config'].get('name')}) is not the notebook's"
+    subject = f"Layer {number} ({layer['config'].get('name')}) is not the notebook's"
     if _class_of(layer) != expected["class_name"]:
-        raise UnexpectedFileError(f"{place}: it is {_class_of(layer)}. Expected {expected['class_name']}.")
+        raise UnexpectedFileError(f"{subject}: it is {_class_of(layer)}. Expected {expected['class_name']}.")
     for key, value in expected["config"].items():
         if key == "name" or (key in OPTIONAL and key not in layer["config"]):
             continue
         if layer["config"].get(key) != value:
             wanted = " or ".join(ACTIVATIONS) if key == "activation" and expected["config"]["name"] == HIDDEN else value
-            raise UnexpectedFileError(f"{place}: its {key} is {layer['config'].get(key)}. Expected {wanted}.")
+            raise UnexpectedFileError(f"{subject}: its {key} is {layer['config'].get(key)}. Expected {wanted}.")

@@ -199,8 +199,8 @@ def _check_archive(archive: zipfile.ZipFile) -> None:
     """Refuse a zip that Keras did not write: its members are few, stored as they are, and stay in their folder."""
     members = archive.infolist()
     for member in members:
-        place = PurePosixPath(member.filename.replace("\\", "/"))
-        if place.is_absolute() or ".." in place.parts or ":" in member.filename:
+        member_path = PurePosixPath(member.filename.replace("\\", "/"))
+        if member_path.is_absolute() or ".." in member_path.parts or ":" in member.filename:
             raise UnexpectedFileError(
                 f"This .keras file is harmful: its member {member.filename!r} would leave the folder that it is "
                 f"unpacked in. Expected a file from a source that you trust."
@@ -219,15 +219,15 @@ def _check_archive(archive: zipfile.ZipFile) -> None:
 def _descend(group: "h5py.Group", path: str) -> Any:  # noqa: ANN401
     """Follow hard links alone: any other kind may lead out of the file."""
     h5py = require_h5py()
-    place: Any = group
+    node: Any = group
     for name in path.split("/"):
-        if not isinstance(place, h5py.Group) or not isinstance(place.get(name, getlink=True), h5py.HardLink):
+        if not isinstance(node, h5py.Group) or not isinstance(node.get(name, getlink=True), h5py.HardLink):
             raise UnexpectedFileError(
                 f"This file has no {path!r} of its own in {group.name!r}. Expected what Keras's model.save() or "
                 f"save_weights() wrote."
             )
-        place = place[name]
-    return place
+        node = node[name]
+    return node
 
 
 def _read_note(file: "h5py.File") -> Any:  # noqa: ANN401
@@ -269,8 +269,8 @@ def _names(group: "h5py.Group", attribute: str) -> list[str]:
 
 def _load(layers: Sequence[Weights], model_config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Copy the weights into PyTorch's layout, each checked against the network that it is to be part of."""
-    place = WEIGHTED.index(HIDDEN)
-    dense = layers[place][1][0] if len(layers) > place else None
+    hidden_index = WEIGHTED.index(HIDDEN)
+    dense = layers[hidden_index][1][0] if len(layers) > hidden_index else None
     if model_config["image_size"] is None:
         raise UnexpectedFileError(f"This file has weights alone. Add --image-size PIXELS.{_possible_sizes(dense)}")
     arguments = {

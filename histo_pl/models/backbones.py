@@ -79,8 +79,8 @@ def torchvision_backbone(name: str, image_size: int | None = None) -> EncoderWit
             f"{name} cannot take this size ({error}). Expected a data.image_size that is a multiple of 16. "
             f"Received: {image_size}"
         ) from error
-    place, last = [(path, m) for path, m in encoder.named_modules() if isinstance(m, nn.Linear)][-1]
-    encoder.set_submodule(place, nn.Identity())
+    name_of_last, last = [(path, m) for path, m in encoder.named_modules() if isinstance(m, nn.Linear)][-1]
+    encoder.set_submodule(name_of_last, nn.Identity())
     return EncoderWithHead(encoder, last.in_features)
 
 

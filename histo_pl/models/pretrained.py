@@ -171,8 +171,8 @@ def _load_timm(model_config: Mapping[str, Any], weights: str) -> dict[str, Tenso
     if weights.startswith("hf-hub:"):
         overlay = {"hf_hub_id": weights.removeprefix("hf-hub:"), "source": "hf-hub"}
     elif weights != PRETRAINED:
-        place = Path(weights.removeprefix("local-dir:")).expanduser()
-        overlay = {"file": str(place), "source": "local-dir" if place.is_dir() else "file"}
+        source = Path(weights.removeprefix("local-dir:")).expanduser()
+        overlay = {"file": str(source), "source": "local-dir" if source.is_dir() else "file"}
     options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": 0, **model_config["arguments"]}
     return import_timm().create_model(model_config["architecture"], **options).state_dict()
 

@@ -42,12 +42,12 @@ class MacenkoNormalizer(nn.Module):
             pixels = images.float().flatten(2)  # (B, 3, N)
             density = -torch.log((pixels + 1) / WHITE)
             tissue = (density > LEAST_DENSITY).all(1)  # (B, N)
-            own = _stains(density, tissue)  # (B, 3, 2)
-            amounts = torch.linalg.pinv(own) @ density  # (B, 2, N)
+            stains = _stains(density, tissue)  # (B, 3, 2)
+            amounts = torch.linalg.pinv(stains) @ density  # (B, 2, N)
             maxima = _quantile(amounts, tissue.unsqueeze(1), EXTREMES[1])  # (B, 2)
             gain = (self.maxima / maxima.clamp(min=1e-6)).clamp(max=GREATEST_GAIN)
             stained = WHITE * torch.exp(-self.stains @ (amounts * gain.unsqueeze(2)))
-            can = (tissue.float().mean(1) >= LEAST_TISSUE) & (_sine(own) >= LEAST_ANGLE_SINE) & (maxima > 0).all(1)
+            can = (tissue.float().mean(1) >= LEAST_TISSUE) & (_sine(stains) >= LEAST_ANGLE_SINE) & (maxima > 0).all(1)
             return torch.where(can[:, None, None], stained.clamp(0, 255), pixels).reshape(images.shape)
 
 
@@ -68,8 +68,8 @@ def _stains(density: Tensor, tissue: Tensor) -> Tensor:
 def _quantile(values: Tensor, tissue: Tensor, share: float) -> Tensor:
     """Take a quantile of the tissue's values along the last dimension, 0 where there is none."""
     ordered = values.masked_fill(~tissue, torch.inf).sort(-1).values
-    place = ((tissue.sum(-1, keepdim=True) - 1) * share).round().long().clamp(min=0)
-    found = ordered.gather(-1, place.expand(*values.shape[:-1], 1)).squeeze(-1)
+    rank = ((tissue.sum(-1, keepdim=True) - 1) * share).round().long().clamp(min=0)
+    found = ordered.gather(-1, rank.expand(*values.shape[:-1], 1)).squeeze(-1)
     return torch.where(found.isfinite(), found, 0.0)
 
 

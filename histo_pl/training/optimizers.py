@@ -34,13 +34,13 @@ class KerasAdam(Adam):
         Returns:
             The loss that the closure returns, a number; None without a closure.
         """
-        own = [group["eps"] for group in self.param_groups]
+        epsilons = [group["eps"] for group in self.param_groups]
         for group in self.param_groups:
             group["eps"] /= (1 - group["betas"][1] ** self._next_step(group)) ** 0.5
         try:
             return super().step(closure)
         finally:
-            for group, eps in zip(self.param_groups, own, strict=True):
+            for group, eps in zip(self.param_groups, epsilons, strict=True):
                 group["eps"] = eps
 
     def _next_step(self, group: dict[str, Any]) -> int:
@@ -112,8 +112,8 @@ def adamw(
     groups: dict[str, list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
         if weight.requires_grad:
-            place = "head" if name.startswith("backbone.head.") else "encoder"
-            groups.setdefault(place if weight.ndim > 1 else f"{place}_undecayed", []).append(weight)
+            part = "head" if name.startswith("backbone.head.") else "encoder"
+            groups.setdefault(part if weight.ndim > 1 else f"{part}_undecayed", []).append(weight)
     first, second = betas
     options = [
         {

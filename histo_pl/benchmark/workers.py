@@ -24,7 +24,7 @@ class BenchmarkWorker:
         self._process: Any = subprocess.Popen(command, text=True, bufsize=1, **pipes)
 
     def __enter__(self) -> Self:
-        """Return the running contender."""
+        """Return the running worker."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,21 +59,21 @@ class BenchmarkWorker:
         return json.loads(answer)
 
 
-def alternate(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure each contender once a round, after one round that does not count.
+def alternate(workers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Measure each worker once a round, after one round that does not count.
 
     Args:
-        contenders: Functions that measure and return a figure, such as seconds, by name.
+        workers: Functions that measure and return a figure, such as seconds, by name.
         rounds: Number of rounds.
 
     Returns:
-        Every figure by the contender's name, in order.
+        Every figure by the worker's name, in order.
     """
-    for measure in contenders.values():
+    for measure in workers.values():
         measure()
-    results: dict[str, list[float]] = {name: [] for name in contenders}
+    results: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
-        for name, measure in contenders.items():
+        for name, measure in workers.items():
             results[name].append(measure())
     return results
 
@@ -84,7 +84,7 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> float:
 
 
 def table(title: str, unit: str, results: Mapping[str, Sequence[float]]) -> str:
-    """Lay out figures, such as seconds, with each contender's ratio to the first one.
+    """Lay out figures, such as seconds, with each worker's ratio to the first one.
 
     Args:
         title: Name of the measurement.

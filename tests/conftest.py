@@ -1,5 +1,6 @@
 """Tiny images and short runs for all tests."""
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and would wait for each other's threads
     os.environ["OMP_NUM_THREADS"] = "1"
+if "HISTO_PL_START_METHOD" in os.environ:  # tests/test_jobs.py
+    multiprocessing.set_start_method(os.environ["HISTO_PL_START_METHOD"], force=True)
 os.environ["KERAS_BACKEND"] = "torch"  # TensorFlow and PyTorch cannot live in one process
 
 ROOT = Path(__file__).parents[1]

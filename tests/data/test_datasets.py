@@ -1,6 +1,7 @@
 """Tiles as samples: labels, keys, and an augmentation that seed, epoch and tile alone decide."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,20 @@ from histo_pl.errors import UserError
 from tests.conftest import compose_config, draw_image
 
 
+@dataclass(frozen=True)
+class OneImage:
+    """A reader that a spawned worker can be given."""
+
+    image: Tensor
+
+    def __call__(self, tile: Tile) -> Tensor:
+        return self.image
+
+
 def copies(image: Tensor, count: int, augment: Transform) -> TileDataset:
     """The same tile, many times."""
     tiles = [Tile(f"benign/{number}.png", "benign") for number in range(count)]
-    return TileDataset(tiles, "malignant", lambda _: image, augment)
+    return TileDataset(tiles, "malignant", OneImage(image), augment)
 
 
 @pytest.fixture(scope="module")

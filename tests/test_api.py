@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import histo_pl
-from histo_pl import UserError, audit_tiles, evaluate, load_model, train
-from tests.conftest import ROOT
+from histo_pl import Predictor, UserError, audit_tiles, evaluate, load_model, train
+from tests.conftest import ROOT, draw_image
 
 SMALL = {"image_size": 32, "num_workers": 0, "batch_size": 8}
 TRAINER = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
@@ -44,7 +45,7 @@ def test_training_takes_nested_settings(
     again = evaluate(found["run"]["checkpoint"], root, num_workers=0, columns=columns)
     assert again["seen"]["train"] == found["data"]["parts"]["train"]["tiles"]
     assert load_model(found["run"]["checkpoint"]).image_size == 32
-    assert "24 tiles" in audit_tiles([root], exact_only=True)
+    assert "24 tiles" in audit_tiles(str(root), exact_only=True, out=str(tmp_path / "audit"))
     assert not list(tmp_path.glob("outputs/*/*-2"))
 
 
@@ -54,11 +55,36 @@ def test_a_mistake_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"optim": {"nonsense": 1}}, "optim.nonsense"),
         ({"recipe": "nonsense"}, "linear_probe"),
         ({"recipe": "crossval"}, r"sweep of several runs"),
+        ({"recipe": ["crossval", "linear_probe"]}, r"train\.py 'experiment=\[crossval,linear_probe\]'"),
+        ({"data": {"image_sise": 32}}, r"Did you mean data\.image_size"),
+        ({"image_size": 32}, r"Did you mean .*data\.image_size"),
+        ({"trainer": 1}, r"A setting is not as expected"),
         ({"data": {"image_size": "big"}}, r"data\.image_size is not as expected"),
     ):
         with pytest.raises(UserError, match=message):
             train("tiles", **settings)
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").glob("*/*"))
+
+
+def test_images_and_models_of_another_kind_are_refused(trained: Path) -> None:
+    predictor = Predictor(load_model(trained), "cpu")  # a run's folder
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert predictor.probabilities(images).shape == (2,)
+    for wrong in (images.float() / 255, images[0], images.permute(0, 2, 3, 1), images[:, :, :16, :16], images.numpy()):
+        with pytest.raises(UserError, match=r"Expected a tensor of torch\.uint8 .* \(B, 3, 32, 32\)"):
+            predictor.probabilities(wrong)
+    with pytest.raises(UserError, match=r"load_model.*Received: str"):
+        Predictor(str(trained / "best.ckpt"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"An option of the data is not as expected .*group_regx"):
+        evaluate(trained, "x", group_regx="x")
+
+
+def test_one_file_is_not_read_letter_by_letter(trained: Path, tmp_path: Path) -> None:
+    file = draw_image(tmp_path / "tile.png")
+    predictor = Predictor(load_model(trained / "best.ckpt"), "cpu")
+    for files in (file, str(file), [str(file)], tmp_path):
+        (answer,) = predictor.predict(files)
+        assert answer.file == str(file) and answer.label
 
 
 def test_a_wheel_has_the_template_and_says_what_training_needs(trained: Path, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def advice(findings: Mapping[str, Any], out: Path) -> list[str]:
     if (findings["copies"] or findings["exact_copies"])["groups"]:
         lines.append(f"To keep copies on one side of the split add data.groups_file={out / 'groups.csv'} to train.py.")
     if findings["copies_across_parts"]:
+        lines.append("Copies on both sides of a split must go first: take one of each out, or give data.split_file=.")
         lines.append(
             "train and test share images: results on this test set are optimistically biased, whatever the model."
         )

@@ -63,17 +63,17 @@ class Item:
 
 
 def audit_tiles(
-    folders: Sequence[Path],
+    folders: Sequence[str | Path] | str | Path,
     *,
     group_regex: str | None = None,
-    split_file: Path | None = None,
+    split_file: str | Path | None = None,
     exact_only: bool = False,
-    out: Path | None = None,
+    out: str | Path | None = None,
 ) -> str:
     """Search folders of tiles for everything that would bias a result optimistically.
 
     Args:
-        folders: Folders of tiles, or zip files, in any layout that training reads.
+        folders: One or more folders of tiles, or zip files, in any layout that training reads.
         group_regex: Finds the case in a path below its folder, see `tile.case_of`.
         split_file: A split.csv: the split of each path.
         exact_only: Search for exact copies alone.
@@ -85,6 +85,7 @@ def audit_tiles(
     Raises:
         UserError: A folder has no image, or an argument is not as expected.
     """
+    folders, out = [folders] if isinstance(folders, str | Path) else folders, None if out is None else Path(out)
     if out is not None:
         refuse_results(out, ("audit.json", "groups.csv"), "--out")
     items = _list_items([Path(folder) for folder in folders], group_regex, split_file)
@@ -126,10 +127,12 @@ def _findings(
     }
 
 
-def _list_items(folders: Sequence[Path], group_regex: str | None, split_file: Path | None) -> list[Item]:
+def _list_items(folders: Sequence[Path], group_regex: str | None, split_file: str | Path | None) -> list[Item]:
     split_of = {}
     if split_file is not None:
-        split_of = {row["path"]: row["split"] for row in read_table(split_file, "--split-file", ("path", "split"))}
+        split_of = {
+            row["path"]: row["split"] for row in read_table(Path(split_file), "--split-file", ("path", "split"))
+        }
     layouts = [_read_folder(folder) for folder in folders]
     common = layouts[0].root
     if len(layouts) > 1:

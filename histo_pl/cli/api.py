@@ -1,16 +1,19 @@
 """Training from Python: the configuration files of a clone, composed behind one function."""
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from histo_pl.cli.build import training_arguments
 from histo_pl.cli.command_line import quote
+from histo_pl.cli.resume import leaves
 from histo_pl.errors import UserError
 from histo_pl.storage import new_folder, remove_empty_folders
 from histo_pl.training.run import run_training
@@ -18,7 +21,7 @@ from histo_pl.training.run import run_training
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def train(root: str | Path | None = None, recipe: str | None = None, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
+def train(root: str | Path | None = None, recipe: str | Sequence[str] | None = None, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
     r"""Train a classifier on a folder of tiles, as train.py does, and write the run's folder.
 
     `train("tiles", recipe="linear_probe", data={"group_regex": r"patient\d+"}, seed=1)` is
@@ -26,7 +29,7 @@ def train(root: str | Path | None = None, recipe: str | None = None, **settings:
 
     Args:
         root: The folder of tiles, or a zip file of it; None: the synthetic demo.
-        recipe: A file of conf/experiment, such as `linear_probe` or `finetune`; None: the defaults.
+        recipe: A file of conf/experiment, such as `linear_probe` or `finetune`, or several; None: the defaults.
         **settings: Keys of conf/train.yaml. A mapping sets the keys below it; a text chooses a group's file
             (`model="resnet18"`). `data` is `folder` unless a text is given; `run_dir` is outputs/DAY/TIME unless given.
 
@@ -58,17 +61,32 @@ def _compose(given: Mapping[str, Any]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = compose("train", overrides, return_hydra_config=True)
-        except ConfigCompositionException as error:
+        except (ConfigCompositionException, ValueError) as error:
             reason = " ".join(str(error.__cause__ or error).split()).partition(" Config search path")[0]
-            raise UserError(f"A setting is not as expected ({reason}). Received: {dict(given)}") from error
+            raise UserError(
+                f"A setting is not as expected ({reason}).{_suggestion(given)} Received: {dict(given)}"
+            ) from error
     if config.hydra.mode == RunMode.MULTIRUN:
+        experiment = shlex.quote(_override("experiment", given["experiment"]).replace("'", ""))
         raise UserError(
-            f"This recipe is a sweep of several runs. Run it by train.py: python train.py "
-            f"experiment={given['experiment']} ... Received: recipe={given['experiment']!r}"
+            f"This recipe is a sweep of several runs. Run it by train.py: python train.py {experiment} ... "
+            f"Received: recipe={given['experiment']!r}"
         )
     with open_dict(config):
         del config["hydra"]
     return config
+
+
+def _suggestion(given: Mapping[str, Any]) -> str:
+    """Name the keys that unknown ones resemble, whatever group they are in."""
+    known = [key for key, _ in leaves(OmegaConf.to_container(compose("train", ["data=folder"])))]
+    for key in given:
+        if key not in known and not (CONF / key).is_dir() and not key.startswith("data.columns."):
+            name = key.rpartition(".")[2]
+            near = [one for one in known if one.rpartition(".")[2] == name] or get_close_matches(key, known, 3)
+            if near:
+                return f" Did you mean {' or '.join(near)} instead of {key}?"
+    return ""
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

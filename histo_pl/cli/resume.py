@@ -61,8 +61,8 @@ def compare_with_interrupted_run(config: DictConfig) -> list[str]:
     file = Path(config.resume).with_name(CONFIG) if config.resume else None
     if file is None or not file.is_file():
         return []
-    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(file))))
-    now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
+    before = dict(leaves(OmegaConf.to_container(OmegaConf.load(file))))
+    now = dict(leaves(OmegaConf.to_container(config, resolve=True)))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     differing = [key for key in keys if not key.startswith(FREE) and not key.endswith("_target_")]
     changes = {key: f"{key}={now.get(key)} (before: {before.get(key)})" for key in differing}
@@ -78,13 +78,18 @@ def compare_with_interrupted_run(config: DictConfig) -> list[str]:
     return [f"Resumed with other settings than before, so that the results are of both: {', '.join(changes.values())}."]
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Yield the plain values of nested settings by their dotted keys."""
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield the plain values of nested settings by their dotted keys.
+
+    Args:
+        value: Mappings, lists and plain values.
+        key: The dotted key of `value`, empty for the whole.
+    """
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+            yield from leaves(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list) and value:
         for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{key}.{index}")
+            yield from leaves(inner, f"{key}.{index}")
     else:
         yield key, value

@@ -169,15 +169,17 @@ def check_no_overlap(tiles: Iterable[Tile], split_of: Mapping[str, Split]) -> No
     Raises:
         UserError: Names a case, its splits, and how many cases are divided.
     """
-    splits_of: defaultdict[str, set[Split]] = defaultdict(set)
+    members: defaultdict[str, dict[Split, str]] = defaultdict(dict)  # a path of each split
     for tile in tiles:
-        splits_of[tile.group].add(split_of[tile.path])
-    divided = sorted(group for group, where in splits_of.items() if len(where) > 1)
+        members[tile.group].setdefault(split_of[tile.path], tile.path)
+    divided = sorted(group for group, paths in members.items() if len(paths) > 1)
     if divided:
+        example = " and ".join(f"{path} ({split})" for split, path in sorted(members[divided[0]].items()))
         raise UserError(
-            f"The split has tiles of one case, or of one group, on two sides, which inflates every result. "
-            f"Expected each in one split. Received: {divided[0]} in {', '.join(sorted(splits_of[divided[0]]))} "
-            f"({len(divided)} such cases or groups)"
+            f"The split has tiles of one case, or of one group, on two sides, which inflates every result. Expected "
+            f"each in one split: if the folder or the split file put them there, take one side's tiles out, or give a "
+            f"corrected split.csv as data.split_file. Received: {len(divided)} divided cases or groups, such as "
+            f"{divided[0]}: {example}"
         )
 
 

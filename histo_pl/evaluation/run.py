@@ -71,8 +71,11 @@ def evaluate(
         refuse_results(Path(run_dir), ("results.json", "predictions.csv", "report.html"), "run_dir")
     file = find_checkpoint(str(checkpoint))
     model = load_model(file)
-    test_all = split == "all"
-    data = open_data(root, image_size=model.image_size, resize=model.resize, test_all=test_all, **data_options)
+    options = {"image_size": model.image_size, "resize": model.resize, "test_all": split == "all"} | data_options
+    try:
+        data = open_data(root, **options)
+    except TypeError as error:
+        raise UserError(f"An option of the data is not as expected ({error}). Received: {data_options}") from error
     data.setup()
     _announce(file, model, data, tta)
     folder = Path(os.path.relpath(run_dir or new_folder("evaluations/%Y-%m-%d/%H-%M-%S")))

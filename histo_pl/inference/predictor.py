@@ -13,6 +13,7 @@ from torch import Tensor
 from histo_pl.errors import ImageError, UserError
 from histo_pl.hardware import usable_cores
 from histo_pl.images import read_tile
+from histo_pl.inference.files import find_images
 from histo_pl.models.checkpoint import TrainedModel
 from histo_pl.probability import label_of, to_probability
 
@@ -57,6 +58,8 @@ class Predictor:
     """
 
     def __init__(self, model: TrainedModel, device: str = "auto", batch_size: int = 32, tta: bool = False) -> None:
+        if not isinstance(model, TrainedModel):
+            raise UserError(f"Expected a model that load_model returned. Received: {type(model).__name__}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size is out of range. Expected a whole number, at least 1. Received: {batch_size}")
         if device == "auto":
@@ -79,7 +82,11 @@ class Predictor:
 
         Returns:
             float32 of shape (B,), on the CPU.
+
+        Raises:
+            UserError: The images are of another type or shape.
         """
+        self._check(images)
         images = images.to(self.device)
         views = dihedral_views(images) if self.tta else [images]
         return torch.stack([self.network(view).float() for view in views]).mean(0).cpu()
@@ -92,18 +99,33 @@ class Predictor:
 
         Returns:
             float32 of shape (B,) in [0, 1], on the CPU.
+
+        Raises:
+            UserError: The images are of another type or shape.
         """
         return to_probability(self.logits(images), self.model.temperature)
 
-    def predict(self, files: Sequence[Path]) -> Iterator[Prediction]:
+    def _check(self, images: Tensor) -> None:
+        size = self.model.image_size
+        is_tensor = isinstance(images, Tensor)
+        if not is_tensor or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):  # noqa: PLR2004
+            shape = tuple(getattr(images, "shape", ()))
+            raise UserError(
+                f"The images are not as expected. Expected a tensor of torch.uint8 (RGB, 0 to 255) of shape "
+                f"(B, 3, {size}, {size}). Received: {type(images).__name__} of {getattr(images, 'dtype', 'no type')}, "
+                f"shape {shape}"
+            )
+
+    def predict(self, files: Sequence[str | Path] | str | Path) -> Iterator[Prediction]:
         """Answer for each file, in order; one that cannot be read gets its error as its answer.
 
         Args:
-            files: Image files.
+            files: Image files; or one file, folder or pattern, see `find_images`.
 
         Yields:
             One prediction a file.
         """
+        files = find_images(str(files)) if isinstance(files, str | Path) else [Path(file) for file in files]
         batches = [files[start : start + self.batch_size] for start in range(0, len(files), self.batch_size)]
         with ThreadPoolExecutor(usable_cores()) as pool:
             reading = [pool.submit(self._read, file) for file in batches[0]] if batches else []

@@ -80,7 +80,7 @@ def load_model(path: str | Path) -> TrainedModel:
     """Load a `best.ckpt` or `last.ckpt` of histo_pl, without running any code that it may hold.
 
     Args:
-        path: The file.
+        path: The file, a run's folder, or `latest`, see `find_checkpoint`.
 
     Returns:
         The model, on the CPU.
@@ -88,7 +88,8 @@ def load_model(path: str | Path) -> TrainedModel:
     Raises:
         UserError: There is no such file, it is no checkpoint, or not one of histo_pl.
     """
-    contents = read_contents(Path(path))
+    path = find_checkpoint(str(path))
+    contents = read_contents(path)
     metadata = read_metadata(contents, path)
     if metadata["resize"] not in RESIZES:
         raise UserError(

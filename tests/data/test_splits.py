@@ -96,7 +96,7 @@ def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
 
 def test_overlap_is_refused() -> None:
     tiles = [Tile("a/1.png", "a", "case1"), Tile("a/2.png", "a", "case1")]
-    with pytest.raises(UserError, match="case1 in test, train"):
+    with pytest.raises(UserError, match=r"such as case1: a/2\.png \(test\) and a/1\.png \(train\)"):
         check_no_overlap(tiles, {"a/1.png": "train", "a/2.png": "test"})
 
 

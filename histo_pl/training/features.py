@@ -31,6 +31,12 @@ PLAIN = "plain"  # the view that is not augmented
 CHUNK = 500  # keys a query; SQLite takes at least 999
 RECIPE = 2  # version of the augmentation and stain code: raise it when they change a pixel
 PATIENCE = 60.0  # seconds to wait for another process that writes
+# Modules that have moved, by their first names: a view's key, which also seeds its augmentation, stays what it was.
+MOVED = {
+    "histo_pl.data.transforms.geometric.": "histo_pl.data.augment.",
+    "histo_pl.data.transforms.keras_affine.": "histo_pl.data.augment.",
+    "histo_pl.data.transforms.stain.": "histo_pl.data.stain.",
+}
 
 Key = tuple[str, str]  # the hash of a tile's file, and the view of it
 
@@ -186,6 +192,8 @@ class FeatureExtractor:
     def _keys_of(self, data: HistologyDataModule, path: str, augmentation: str) -> list[Key]:
         """List the views of a tile: the plain one and, for training, the augmented ones."""
         count = self.views if data.split_of[path] == "train" else 0
+        for module, first_name in MOVED.items():
+            augmentation = augmentation.replace(module, first_name)
         settings = hashlib.sha256(augmentation.encode()).hexdigest()[:16]
         views = [PLAIN, *(f"{settings}/{number}" for number in range(count))]
         return [(data.hashes[path], view) for view in views]

@@ -213,7 +213,8 @@ def test_program_trains_on_two_processes_in_one_folder(tmp_path: Path) -> None:
     options = ["data=folder", f"data.root={root.name}", "data.test_fraction=0.4", *TINY]
     on_two = [option.replace("trainer=cpu", "trainer=ddp_sim") for option in options]
     done = run_program(tmp_path, *on_two, "hydra.run.dir=two")
-    train(compose_config("train", *options, f"data.root={quote(str(root))}", f"run_dir={tmp_path / 'one'}"))
+    here = [option for option in options if not option.startswith("data.root=")]
+    train(compose_config("train", *here, f"data.root={quote(str(root))}", f"run_dir={tmp_path / 'one'}"))
     assert {file.name for file in (tmp_path / "two").iterdir()} == RUN_FILES
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
     assert two["run"]["processes"] == 2

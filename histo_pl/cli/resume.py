@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from histo_pl.errors import UserError
+from histo_pl.training.run_folder import BEST, CONFIG, LAST
 
-CONFIG, LAST, BEST = "config.yaml", "last.ckpt", "best.ckpt"
 IN_CHECKPOINT = ("optim.", "scheduler.")  # settings that the optimizer's state in the checkpoint brings along
 FREE = (  # settings that change no result, or only what comes after the training
     "calibration.",

@@ -23,8 +23,9 @@ from histo_pl.evaluation.calibration import Calibration
 from histo_pl.models.pretrained import resolve_model_config
 from histo_pl.training.callbacks import AtomicCheckpointIO
 from histo_pl.training.freezing import ALL
+from histo_pl.training.initialization import Model
 from histo_pl.training.linear_probe import LinearProbe, LogisticRegression
-from histo_pl.training.run import Arithmetic, Model, Optimization, lightning_errors
+from histo_pl.training.run import Arithmetic, Optimization, lightning_errors
 
 log = logging.getLogger(__name__)
 

@@ -173,7 +173,8 @@ class FeatureExtractor:
         """
         started = time.monotonic()
         encoder_key = fingerprint(encoder, model_config, data.image_size, data.resize)
-        keys = {path: self._keys_of(data, path, augmentation) for path in data.split_of}
+        settings = augmentation_key(augmentation)
+        keys = {path: self._keys_of(data, path, settings) for path in data.split_of}
         found = self.store.load(encoder_key, [key for views in keys.values() for key in views])
         missing = {key: data.root / path for path, views in keys.items() for key in views if key not in found}
         stored = len(found)
@@ -189,14 +190,22 @@ class FeatureExtractor:
             seconds=round(time.monotonic() - started, 2),
         )
 
-    def _keys_of(self, data: HistologyDataModule, path: str, augmentation: str) -> list[Key]:
+    def _keys_of(self, data: HistologyDataModule, path: str, settings: str) -> list[Key]:
         """List the views of a tile: the plain one and, for training, the augmented ones."""
         count = self.views if data.split_of[path] == "train" else 0
-        for module, first_name in MOVED.items():
-            augmentation = augmentation.replace(module, first_name)
-        settings = hashlib.sha256(augmentation.encode()).hexdigest()[:16]
         views = [PLAIN, *(f"{settings}/{number}" for number in range(count))]
         return [(data.hashes[path], view) for view in views]
+
+
+def augmentation_key(augmentation: str) -> str:
+    """Return 16 hexadecimal digits that identify the settings of an augmentation, wherever its modules have moved.
+
+    Args:
+        augmentation: The settings as YAML.
+    """
+    for module, first_name in MOVED.items():
+        augmentation = augmentation.replace(module, first_name)
+    return hashlib.sha256(augmentation.encode()).hexdigest()[:16]
 
 
 def _compute(missing: Mapping[Key, Path], data: HistologyDataModule, encoder: nn.Module) -> Iterator[dict[Key, Tensor]]:

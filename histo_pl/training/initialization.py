@@ -1,7 +1,7 @@
 """The initial weights of a training: random, given, or those of a run that is resumed."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,26 @@ from histo_pl.models.checkpoint import (
 )
 from histo_pl.models.pretrained import BUNDLED, PRETRAINED, SOURCES, load_encoder
 from histo_pl.storage import load_tensors
+from histo_pl.training.freezing import ALL
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, its initial weights, and its trainable parts.
+
+    Attributes:
+        config: The arguments of `build_network`, resolved.
+        weights: A checkpoint of the same network to start from, a source of `load_encoder`, or None for random weights.
+        architecture: The architecture as the user named it, see `load_encoder`.
+        trainable: The trainable parts of the backbone, see `freeze_all_but`.
+    """
+
+    config: Mapping[str, Any]
+    weights: str | None = None
+    architecture: str | None = None
+    trainable: str | Sequence[str] = ALL
 
 
 @dataclass(frozen=True)
@@ -54,22 +72,14 @@ class _InterruptedRun:
 
 
 def resolve_initial_weights(
-    *,
-    weights: str | None,
-    resume: str | None,
-    model_config: Mapping[str, Any],
-    data: HistologyDataModule,
-    architecture: str | None = None,
-    needs_optimizer: bool = True,
+    model: Model, data: HistologyDataModule, resume: str | None, *, needs_optimizer: bool
 ) -> InitialWeights:
     """Load the initial weights, and refuse those that would make the results untrue.
 
     Args:
-        weights: A checkpoint of the same network to start from, a source of `load_encoder`, or None.
-        resume: A last.ckpt to go on from, or None. It holds the weights, so `weights` is not read.
-        model_config: The arguments of `build_network`.
+        model: The network, and what to start it from.
         data: Set up.
-        architecture: The architecture as the user named it, see `load_encoder`.
+        resume: A last.ckpt to go on from, or None. It holds the weights, so `model.weights` is not read.
         needs_optimizer: A resumed run goes on with the optimizer's state.
 
     Returns:
@@ -80,17 +90,17 @@ def resolve_initial_weights(
             another split.
     """
     if resume is not None:
-        return _resumed_weights(resume, weights, model_config, data, needs_optimizer)
-    if weights is None:
+        return _resumed_weights(resume, model, data, needs_optimizer)
+    if model.weights is None:
         return InitialWeights()
-    if not _is_checkpoint(weights, model_config):
-        state, title = load_encoder(model_config, weights, architecture)
+    if not _is_checkpoint(model.weights, model.config):
+        state, title = load_encoder(model.config, model.weights, model.architecture)
         _announce_encoder(title)
         return InitialWeights({f"backbone.encoder.{name}": weight for name, weight in state.items()}, title)
-    model = load_model(find_checkpoint(weights))
-    _check_same_network(weights, model.model_config, model_config)
-    _announce(weights, model)
-    return InitialWeights(model.network.state_dict(), model.trained_on, model.training_hashes)
+    trained = load_model(find_checkpoint(model.weights))
+    _check_same_network(model.weights, trained.model_config, model.config)
+    _announce(model.weights, trained)
+    return InitialWeights(trained.network.state_dict(), trained.trained_on, trained.training_hashes)
 
 
 def _is_checkpoint(weights: str, model_config: Mapping[str, Any]) -> bool:
@@ -143,18 +153,12 @@ def _announce(path: str, model: TrainedModel) -> None:
         log.info("  on tiles that are not of the network's size its answers change with that.")
 
 
-def _resumed_weights(
-    path: str,
-    weights: str | None,
-    model_config: Mapping[str, Any],
-    data: HistologyDataModule,
-    needs_optimizer: bool,
-) -> InitialWeights:
+def _resumed_weights(path: str, model: Model, data: HistologyDataModule, needs_optimizer: bool) -> InitialWeights:
     """Refuse to go on with a run whose test tiles this run would train on, with other tiles or another network."""
     run = _read_run(Path(path), needs_optimizer)
     old_data, summary = run.metadata["data"], data.summary()
     differing = _differing(
-        {"data.name": old_data["name"], **run.metadata["network"]}, {"data.name": summary["name"], **model_config}
+        {"data.name": old_data["name"], **run.metadata["network"]}, {"data.name": summary["name"], **model.config}
     )
     if differing:
         raise UserError(
@@ -165,12 +169,12 @@ def _resumed_weights(
         raise _another_split(run.path, data)
     _check_contents(run, data)
     origin = old_data.get("pretrained_on")
-    if weights is not None and origin is None:
+    if model.weights is not None and origin is None:
         raise UserError(
             f"The run to go on with did not start from given weights. Expected no model.weights. "
-            f"Received: model.weights={weights} resume={path}"
+            f"Received: model.weights={model.weights} resume={path}"
         )
-    if weights is not None:
+    if model.weights is not None:
         _announce_resumed_weights(path)
     hashes = run.metadata["training_hashes"] if origin else {}
     return InitialWeights(run.state, pretrained_on=origin, training_hashes=hashes, epochs=run.epochs)

@@ -28,8 +28,7 @@ from histo_pl.models.checkpoint import save_checkpoint, update_metadata
 from histo_pl.storage import atomic_write_text
 from histo_pl.training.callbacks import BestCheckpoint, CollapseWarning, EpochSeeding, History
 from histo_pl.training.features import Features
-from histo_pl.training.freezing import ALL
-from histo_pl.training.initialization import InitialWeights, resolve_initial_weights
+from histo_pl.training.initialization import InitialWeights, Model, resolve_initial_weights
 from histo_pl.training.linear_probe import LinearProbe, logits_of
 from histo_pl.training.module import TileClassifier
 from histo_pl.training.outputs import announce_data, log_summary, log_to_loggers, run_summary, write_outputs
@@ -47,23 +46,6 @@ EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode.*",
 )
 MATMUL_PRECISIONS = ("highest", "high", "medium")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network, its initial weights, and its trainable parts.
-
-    Attributes:
-        config: The arguments of `build_network`, resolved.
-        weights: A checkpoint to start from, a source of `load_encoder`, or None for random weights.
-        architecture: The architecture as the user named it, see `load_encoder`.
-        trainable: The trainable parts of the backbone, see `freeze_all_but`.
-    """
-
-    config: Mapping[str, Any]
-    weights: str | None = None
-    architecture: str | None = None
-    trainable: str | Sequence[str] = ALL
 
 
 @dataclass(frozen=True)
@@ -144,7 +126,7 @@ def run_training(
     arithmetic, calibration = arithmetic or Arithmetic(), calibration or Calibration()
     _prepare_process(arithmetic, seed)
     data.setup()
-    initial = _initial_weights(model, data, resume, needs_optimizer=optimization.probe is None)
+    initial = resolve_initial_weights(model, data, resume, needs_optimizer=optimization.probe is None)
     data.resume_at(initial.epochs)
     findings = [*notes, *data.leak_warnings(), *_tested_before(data, initial)]
     announce_data(data, findings)
@@ -197,19 +179,6 @@ def _prepare_process(arithmetic: Arithmetic, seed: int) -> None:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     L.seed_everything(seed, workers=True, verbose=False)
-
-
-def _initial_weights(
-    model: Model, data: HistologyDataModule, resume: str | None, *, needs_optimizer: bool
-) -> InitialWeights:
-    return resolve_initial_weights(
-        weights=model.weights,
-        resume=resume,
-        model_config=model.config,
-        data=data,
-        architecture=model.architecture,
-        needs_optimizer=needs_optimizer,
-    )
 
 
 def _tested_before(data: HistologyDataModule, initial: InitialWeights) -> list[str]:

@@ -33,6 +33,7 @@ differ in how their files are stored, and how well colour alone tells the classe
   python -m histo_pl audit tiles
   python -m histo_pl audit tiles --group-regex 'patient\\d+'
   python -m histo_pl audit train test
+  python -m histo_pl audit BreaKHis_v1 data=breakhis data.magnification=200
 
 Altered copies need OpenCV: pip install -e '.[audit]'. The copies go to groups.csv, which data.groups_file= takes, so
 that the next split keeps them together."""
@@ -88,7 +89,8 @@ def _add(commands: Any, name: str, purpose: str, description: str, run: Callable
 
 def _add_audit(commands: Any) -> None:  # noqa: ANN401
     parser = _add(commands, "audit", "look for copies and leaks in folders of tiles", AUDIT, _audit)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a folder of tiles")
+    help_text = "a folder of tiles, and keys of conf/data as train.py takes them, such as data.exclude='**/old/**'"
+    parser.add_argument("folders", nargs="+", metavar="DIR", help=help_text)
     parser.add_argument(
         "--group-regex", metavar="REGEX", help="finds the patient in a tile's path, as data.group_regex"
     )
@@ -97,10 +99,13 @@ def _add_audit(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: audits/DAY/TIME)")
 
 
-def _audit(**options: Any) -> str:  # noqa: ANN401
+def _audit(folders: Sequence[str], group_regex: str | None, exact_only: bool, **options: Any) -> str:  # noqa: ANN401
     from histo_pl.audit.run import audit_tiles
+    from histo_pl.cli.data_options import source_options, split_arguments
 
-    return audit_tiles(**options)
+    folders, keys = split_arguments(folders)
+    source = source_options(keys) | ({} if group_regex is None else {"group_regex": group_regex})
+    return audit_tiles(folders, exact_only=exact_only, **options, **source)
 
 
 def _add_benchmark(commands: Any) -> None:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """One image file in, RGB pixels out: the only way in which histo_pl reads and resizes a picture."""
 
+import io
 import math
 import os
 import warnings
@@ -36,10 +37,15 @@ def find_files(folder: str | Path) -> Iterator[Path]:
     Yields:
         Paths that begin with `folder`, in order.
     """
-    yield from _files_below(Path(folder), frozenset())
+    yield from map(Path, list_files(folder))
 
 
-def _files_below(folder: Path, passed: frozenset[str]) -> Iterator[Path]:
+def list_files(folder: str | Path) -> Iterator[str]:
+    """List the same files as `find_files` as texts, which for a hundred thousand take a third of the time."""
+    yield from _files_below(str(folder), frozenset())
+
+
+def _files_below(folder: str, passed: frozenset[str]) -> Iterator[str]:
     """List the files below a folder that was reached through others, named by their real paths."""
     here = os.path.realpath(folder)
     if any(folder_before == here or folder_before.startswith(here + os.sep) for folder_before in passed):
@@ -51,15 +57,15 @@ def _files_below(folder: Path, passed: frozenset[str]) -> Iterator[Path]:
             f"This folder cannot be read ({error.strerror}). Expected one that may be listed. Received: {folder}"
         ) from error
     folders = {e.name for e in entries if (os.path.isdir(e.path) if e.is_symlink() else e.is_dir())}  # noqa: PTH112
-    yield from (folder / e.name for e in entries if e.name not in folders and not e.name.startswith("."))
+    yield from (e.path for e in entries if e.name not in folders and not e.name.startswith("."))
     for name in sorted(folders):
         if not name.startswith((".", "__")):
-            yield from _files_below(folder / name, passed | {here})
+            yield from _files_below(os.path.join(folder, name), passed | {here})  # noqa: PTH118
 
 
 def is_image(path: str | Path) -> bool:
     """Return whether a file's name ends as an image's."""
-    return Path(path).suffix.lower() in EXTENSIONS
+    return os.path.splitext(path)[1].lower() in EXTENSIONS  # noqa: PTH122
 
 
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:
@@ -79,6 +85,40 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
             safe (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     return np.array(_open_rgb(path))
+
+
+def read_content(path: Path) -> bytes:
+    """Read a file's bytes.
+
+    Args:
+        path: Any file.
+
+    Raises:
+        ImageError: The file cannot be read: a broken link, or no permission.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        link = "a link to a file that is not there" if path.is_symlink() and not path.exists() else error.strerror
+        raise ImageError(
+            f"This file cannot be read ({link}). Fix it or take it out of the folder. Received: {path}"
+        ) from error
+
+
+def decode_rgb(content: bytes, path: str | Path) -> NDArray[np.uint8]:
+    """Decode the bytes of an image file, as `read_rgb` does.
+
+    Args:
+        content: The bytes.
+        path: The file that they are of, for errors.
+
+    Returns:
+        Pixels of shape (H, W, 3), RGB in [0, 255].
+
+    Raises:
+        ImageError: As `read_rgb`.
+    """
+    return np.array(_open_rgb(path, content))
 
 
 def read_format(path: str | Path) -> tuple[str, str]:
@@ -146,9 +186,9 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
 
-def _open_rgb(path: str | Path) -> Image.Image:
+def _open_rgb(path: str | Path, content: bytes | None = None) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             _check_pixels(image)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)

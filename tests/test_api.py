@@ -75,7 +75,7 @@ def test_images_and_models_of_another_kind_are_refused(trained: Path) -> None:
             predictor.probabilities(wrong)
     with pytest.raises(UserError, match=r"load_model.*Received: str"):
         Predictor(str(trained / "best.ckpt"))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match=r"An option of the data is not as expected .*group_regx"):
+    with pytest.raises(UserError, match=r"A setting of the data is unknown.*group_regx, did you mean group_regex"):
         evaluate(trained, "x", group_regx="x")
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "histo_pl"
-GROUND = {"errors", "hardware", "images", "probability", "signals", "storage"}
+GROUND = {"appearance", "errors", "hardware", "images", "probability", "signals", "storage"}
 ROOMS: dict[str, set[str]] = {  # beside the ground modules
     "data": set(),
     "models": set(),

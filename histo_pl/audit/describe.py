@@ -25,6 +25,8 @@ def describe(findings: Mapping[str, Any]) -> list[str]:
         f"{findings['tiles']} tiles: {_counted(findings['classes'])}",
         f"  cases                 {'unknown (--group-regex)' if cases is None else cases}",
         f"  unreadable            {_some(findings['unreadable'])}",
+        f"  hardly any tissue     {_some(findings['blank'])}",
+        f"  grey                  {_some(findings['grey'])}",
         f"  exact copies          {_counted_groups(exact)}",
         f"  copies, altered too   {altered}",
         f"  conflicting labels    {_some(_pairs(findings['conflicting_labels']))}",
@@ -72,7 +74,7 @@ def advice(findings: Mapping[str, Any], out: Path) -> list[str]:
     Returns:
         Lines of text.
     """
-    lines = [f"Written: {out / 'audit.json'} and groups.csv."]
+    lines = [f"Written: {out / 'audit.json'}, groups.csv and flagged.csv."]
     if (findings["copies"] or findings["exact_copies"])["groups"]:
         lines.append(f"To keep copies on one side of the split add data.groups_file={out / 'groups.csv'} to train.py.")
     if findings["copies_across_parts"]:

@@ -15,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from histo_pl.appearance import LEAST_TISSUE, describe_colours, is_grey, sample_pixels, tissue_share
 from histo_pl.audit.describe import advice, describe
 from histo_pl.audit.near_duplicates import Pair, find_near_duplicates, group
 from histo_pl.data.classes import means_malignant
 from histo_pl.data.csv import read_table
-from histo_pl.data.layout import SPLIT_FOLDERS, Layout, read_layout
+from histo_pl.data.layout import SPLIT_FOLDERS
+from histo_pl.data.source import TileSet, make_source
 from histo_pl.data.splits import fold_groups
 from histo_pl.data.tile import Tile, case_of
 from histo_pl.errors import ImageError, UserError
-from histo_pl.evaluation.color_baseline import colour_only, colours_of
+from histo_pl.evaluation.color_baseline import colour_only
 from histo_pl.evaluation.intervals import estimate
 from histo_pl.images import read_format, read_rgb
 from histo_pl.storage import atomic_write_text, new_folder, refuse_results
@@ -46,7 +48,9 @@ class Item:
         case: The patient, empty where unknown.
         pixels: Identifies its pixels; empty where it cannot be read.
         storage: Its size, format and dots an inch, by name.
-        colours: See `color_baseline.colours_of`, of shape (21,).
+        colours: See `appearance.describe_colours`, of shape (21,).
+        tissue: Share of the tile that is tissue, in [0, 1].
+        grey: True if it has no colour.
         error: The reason why it cannot be read; None if it can.
     """
 
@@ -59,28 +63,30 @@ class Item:
     pixels: str = ""
     storage: Mapping[str, str] | None = None
     colours: NDArray[np.float64] | None = None
+    tissue: float = 1.0
+    grey: bool = False
     error: str | None = None
 
 
 def audit_tiles(
     folders: Sequence[str | Path] | str | Path,
     *,
-    group_regex: str | None = None,
     split_file: str | Path | None = None,
     exact_only: bool = False,
     out: str | Path | None = None,
+    **source: Any,  # noqa: ANN401
 ) -> str:
     """Search folders of tiles for everything that would bias a result optimistically.
 
     Args:
         folders: One or more folders of tiles, or zip files, in any layout that training reads.
-        group_regex: Finds the case in a path below its folder, see `tile.case_of`.
         split_file: A split.csv: the split of each path.
         exact_only: Search for exact copies alone.
         out: The folder to write; None: audits/DAY/TIME.
+        **source: Attributes of `TileSource` beside the root, such as `group_regex`, which finds the case in a path.
 
     Returns:
-        The findings, for a person; groups.csv and audit.json are written too.
+        The findings, for a person; groups.csv, flagged.csv and audit.json are written too.
 
     Raises:
         UserError: A folder has no image, or an argument is not as expected.
@@ -88,15 +94,16 @@ def audit_tiles(
     folders, out = [folders] if isinstance(folders, str | Path) else folders, None if out is None else Path(out)
     if out is not None:
         refuse_results(out, ("audit.json", "groups.csv"), "--out")
-    items = _list_items([Path(folder) for folder in folders], group_regex, split_file)
+    items = _list_items([Path(folder) for folder in folders], source, split_file)
     with ThreadPoolExecutor() as pool:
         read = list(tqdm(pool.map(_read, items), total=len(items), desc="Reading", unit="tile"))
     readable = [item for item in read if item.error is None]
     groups, exact = _find_groups(readable, exact_only)
-    findings = _findings(read, readable, groups, exact, exact_only=exact_only, has_cases=group_regex is not None)
+    findings = _findings(read, readable, groups, exact, exact_only=exact_only)
     out = out or Path(new_folder("audits/%Y-%m-%d/%H-%M-%S"))
     out.mkdir(parents=True, exist_ok=True)
     _write_groups(out / "groups.csv", readable, groups, exact)
+    _write_flagged(out / "flagged.csv", read)
     with atomic_write_text(out / "audit.json") as stream:
         stream.write(json.dumps(findings, indent=2) + "\n")
     return "\n".join([*describe(findings), "", *advice(findings, out)])
@@ -109,14 +116,15 @@ def _findings(
     exact: Sequence[int],
     *,
     exact_only: bool,
-    has_cases: bool,
 ) -> dict[str, Any]:
     return {
         "tiles": len(read),
         "classes": dict(Counter(item.class_name for item in read)),
         "parts": dict(Counter(item.split for item in read if item.split)),
-        "cases": len({item.case for item in read if item.case}) if has_cases else None,
+        "cases": len({item.case for item in read if item.case}) or None,
         "unreadable": [str(item.file) for item in read if item.error is not None],
+        "blank": [str(item.file) for item in readable if item.tissue < LEAST_TISSUE],
+        "grey": [str(item.file) for item in readable if item.grey],
         "exact_copies": _count_copies(exact),
         "copies": None if exact_only else _count_copies(groups),
         "conflicting_labels": _differing(groups, readable, lambda item: item.class_name),
@@ -127,41 +135,39 @@ def _findings(
     }
 
 
-def _list_items(folders: Sequence[Path], group_regex: str | None, split_file: str | Path | None) -> list[Item]:
+def _list_items(folders: Sequence[Path], source: Mapping[str, Any], split_file: str | Path | None) -> list[Item]:
     split_of = {}
     if split_file is not None:
         split_of = {
             row["path"]: row["split"] for row in read_table(Path(split_file), "--split-file", ("path", "split"))
         }
-    layouts = [_read_folder(folder) for folder in folders]
-    common = layouts[0].root
-    if len(layouts) > 1:
-        common = Path(os.path.commonpath([layout.root.resolve() for layout in layouts]))
-    return [
-        _item(tile, layout, common, group_regex, split_of)
-        for layout in layouts
-        for tile in (*layout.tiles, *layout.loose)
-    ]
+    sets = [_read_folder(folder, source) for folder in folders]
+    common = sets[0].root
+    if len(sets) > 1:
+        common = Path(os.path.commonpath([one.root.resolve() for one in sets]))
+    group_regex = source.get("group_regex")
+    return [_item(tile, one, common, group_regex, split_of) for one in sets for tile in (*one.tiles, *one.loose)]
 
 
-def _read_folder(folder: Path) -> Layout:
-    layout = read_layout(folder)
-    if not layout.tiles and not layout.loose:
+def _read_folder(folder: Path, options: Mapping[str, Any]) -> TileSet:
+    source = make_source(folder, options)
+    found = source.read_any() if source.positive_class is None else source.read()
+    if not found.tiles and not found.loose:
         raise UserError(f"There is no image to audit. Expected a folder of tiles. Received: {folder}")
-    return layout
+    return found
 
 
-def _item(tile: Tile, layout: Layout, common: Path, group_regex: str | None, split_of: Mapping[str, str]) -> Item:
-    folder = layout.root.resolve()
-    path = tile.path if common == layout.root else (folder / tile.path).relative_to(common).as_posix()
+def _item(tile: Tile, found: TileSet, common: Path, group_regex: str | None, split_of: Mapping[str, str]) -> Item:
+    folder = found.root.resolve()
+    path = tile.path if common == found.root else (folder / tile.path).relative_to(common).as_posix()
     own_split = tile.published_split or SPLIT_FOLDERS.get(folder.name.lower(), "")  # of `audit train test`
     return Item(
-        file=layout.root / tile.path,
+        file=found.root / tile.path,
         path=path,
-        folder=layout.root,
+        folder=found.root,
         class_name=tile.class_name or folder.name,
         split=split_of.get(path, split_of.get(tile.path, own_split)),
-        case=case_of(tile.path, group_regex, "--group-regex"),
+        case=tile.case or case_of(tile.path, group_regex),
     )
 
 
@@ -172,12 +178,14 @@ def _read(item: Item) -> Item:
     except ImageError as error:
         return replace(item, error=str(error))
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
-    size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+    sample, size = sample_pixels(pixels), f"{pixels.shape[1]}x{pixels.shape[0]}"
     return replace(
         item,
         pixels=f"{size} {digest}",
         storage={"size": size, "format": name, "dots an inch": dpi or "not stated"},
-        colours=colours_of(pixels),
+        colours=describe_colours(sample),
+        tissue=tissue_share(sample),
+        grey=is_grey(sample) and tissue_share(sample) >= LEAST_TISSUE,
     )
 
 
@@ -265,6 +273,21 @@ def _color_baseline(items: Sequence[Item], groups: Sequence[int]) -> dict[str, A
         probability[tested] = colour_only(colours[~tested], truth[~tested], colours[tested])
     auroc = estimate(probability, truth, np.array([tile.group for tile in tiles]), 0.5)["auroc"]
     return {"auroc": auroc.value, "interval": [auroc.low, auroc.high], "folds": folds}
+
+
+def _write_flagged(file: Path, items: Sequence[Item]) -> None:
+    with atomic_write_text(file) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("path", "class", "finding", "tissue"))
+        for item in items:
+            for finding, is_so in (
+                ("unreadable", item.error is not None),
+                ("blank", item.error is None and item.tissue < LEAST_TISSUE),
+                ("grey", item.grey),
+            ):
+                if is_so:
+                    tissue = "" if item.error else f"{item.tissue:.3f}"
+                    writer.writerow((item.path, item.class_name, finding, tissue))
 
 
 def _write_groups(file: Path, items: Sequence[Item], groups: Sequence[int], exact: Sequence[int]) -> None:

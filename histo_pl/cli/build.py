@@ -20,6 +20,7 @@ from histo_pl.cli.program import command_line
 from histo_pl.cli.resume import compare_with_interrupted_run, resolve_resume
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration
+from histo_pl.evaluation.cases import case_rule
 from histo_pl.models.pretrained import resolve_model_config
 from histo_pl.training.callbacks import AtomicCheckpointIO
 from histo_pl.training.freezing import ALL
@@ -72,6 +73,7 @@ def training_arguments(config: DictConfig) -> dict[str, Any]:
         "run_dir": Path(os.path.relpath(config.run_dir)),
         "seed": config.seed,
         "calibration": calibration,
+        "case_rule": case_rule(config.case_truth, config.case_score),
         "arithmetic": Arithmetic(
             **{key: config.trainer[key] for key in ARITHMETIC}, keep_freed_memory=config.keep_freed_memory
         ),

@@ -11,12 +11,20 @@ from histo_pl.signals import catch_stop_signals
 LITERAL_KEYS = (
     "ckpt",
     "data.cache_dir",
+    "data.cases_file",
+    "data.exclude",
     "data.group_regex",
     "data.groups_file",
+    "data.ignore_class",
+    "data.include",
+    "data.inspections",
     "data.name",
+    "data.negative_class",
     "data.positive_class",
     "data.root",
     "data.split_file",
+    "data.suffix",
+    "data.table",
     "embeddings.store.file",
     "img",
     "model.weights",
@@ -25,13 +33,15 @@ LITERAL_KEYS = (
     "run_dir",
 )
 COLUMNS = "data.columns."  # a key below this may be new, which Hydra takes with ++ alone
+LISTS = tuple(f"data.{name}" for name in ("exclude", "ignore_class", "include", "negative_class", "positive_class"))
 
 
 def quote_literals(arguments: Sequence[str], environment: dict[str, str]) -> list[str]:
     """Quote the values of path-like keys for Hydra's grammar, in which `,()[]{}=:` and spaces mean something.
 
-    A value that is quoted already, or is null, is left alone. In a multirun a comma separates values to sweep
-    over, unless a path of that very name exists. A leading ~ means the home folder, as in a shell.
+    A value that is quoted already, or is null, is left alone, and so is a list in brackets where one may stand. In a
+    multirun a comma separates values to sweep over, unless a path of that very name exists. A leading ~ means the home
+    folder, as in a shell.
 
     Args:
         arguments: The command line without the program's name.
@@ -54,7 +64,8 @@ def _quote_argument(argument: str, multirun: bool) -> str:
         return argument
     key = f"++{key}" if is_column else key
     exists = os.path.exists(value)  # noqa: PTH110  (Path.exists fails on a name that is too long)
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    ends = value[:1] + value[-1:]
+    quoted = len(value) > 1 and (ends in ("''", '""') or (ends == "[]" and key in LISTS))
     sweep = multirun and "," in value and not is_column and not key.endswith("group_regex")
     if not exists and (quoted or sweep):
         return f"{key}={value}"

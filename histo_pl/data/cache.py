@@ -177,3 +177,19 @@ def _too_large(needed: int, there: str) -> UserError:
         f"The decoded tiles do not fit. Expected room for {needed / 1e9:.1f} GB. Take data.cache=disk with "
         f"data.cache_dir on a larger disk, data.cache=none, or a smaller data.image_size. Received: {there}"
     )
+
+
+def check_device_cache(cache: str, per_tile: bool, num_workers: int | None, pin_memory: bool | None) -> None:
+    """Refuse what would draw tiles one by one from a device, or bring there what is there."""
+    wrong = {
+        "an augmentation that is drawn tile by tile, as the default augment=torchvision is": per_tile,
+        f"data.num_workers={num_workers}": num_workers,
+        f"data.pin_memory={pin_memory}": pin_memory,
+    }
+    received = [name for name, is_wrong in wrong.items() if is_wrong]
+    if cache == "device" and received:
+        raise UserError(
+            f"data.cache=device draws whole batches on the device. Expected augment=keras or augment=none, with "
+            f"data.num_workers and data.pin_memory left alone; data.cache=ram or disk take any. "
+            f"Received: {', '.join(received)}"
+        )

@@ -9,10 +9,10 @@ from histo_pl.errors import UserError
 
 
 def read_table(file: Path, key: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read a CSV that a person may have edited.
+    """Read a CSV or TSV that a person may have edited.
 
     Args:
-        file: The CSV.
+        file: UTF-8, with or without a byte order mark; separated by tabs if its first line has one, else by commas.
         key: The option that names it, for errors.
         columns: Those it must have.
 
@@ -26,7 +26,8 @@ def read_table(file: Path, key: str, columns: Sequence[str]) -> list[dict[str, s
         raise UserError(f"{key} does not exist. Expected a CSV. Received: {file}")
     try:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # Excel writes a signature
-        rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        separator = "\t" if "\t" in text.partition("\n")[0] else ","
+        rows = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=separator)
         found, contents = list(rows.fieldnames or ()), list(rows)
     except (OSError, csv.Error) as error:
         raise UserError(f"{key} is no CSV. Received: {file}") from error
@@ -36,3 +37,16 @@ def read_table(file: Path, key: str, columns: Sequence[str]) -> list[dict[str, s
             f"{', '.join(found)[:200]}"
         )
     return contents
+
+
+def describe_some(names: Sequence[str], shown: int = 5) -> str:
+    """Write the first few of many names, and their count.
+
+    Args:
+        names: At least one.
+        shown: Number of names.
+
+    Returns:
+        Such as `7: a.png, b.png, ...`.
+    """
+    return f"{len(names)}: {', '.join(names[:shown])}{', ...' if len(names) > shown else ''}"

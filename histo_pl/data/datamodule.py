@@ -1,26 +1,27 @@
 """A folder of tiles as Lightning's data module."""
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import v2
 
-from histo_pl.data.cache import MappedTiles, check_cache, tiles_on_device, tiles_on_disk
-from histo_pl.data.classes import find_positive_class
+from histo_pl.data.cache import MappedTiles, check_cache, check_device_cache, tiles_on_device, tiles_on_disk
+from histo_pl.data.check import check_tiles
+from histo_pl.data.classes import CLASSES
 from histo_pl.data.datasets import CacheReader, FileReader, Reader, Sample, TileDataset, Transform
-from histo_pl.data.groups import apply_group_file
-from histo_pl.data.hashing import hash_files, stable_hash
-from histo_pl.data.layout import CLASSES, Layout, check_binary, read_layout
+from histo_pl.data.hashing import stable_hash
 from histo_pl.data.leaks import leak_warnings
-from histo_pl.data.samplers import ShuffledSampler, UnpaddedDistributedSampler
-from histo_pl.data.splits import check_no_overlap, fingerprint, read_split, split_tiles, write_split
+from histo_pl.data.samplers import ShuffledSampler, UnpaddedDistributedSampler, class_weights
+from histo_pl.data.source import TileSet, make_source
+from histo_pl.data.splits import check_no_overlap, check_published, fingerprint, read_split, split_tiles, write_split
 from histo_pl.data.tile import SPLITS, Split, Tile
 from histo_pl.data.transforms.keras_affine import KerasRandomAffine, warp
 from histo_pl.errors import UserError
@@ -34,9 +35,9 @@ MAX_WORKERS = 8  # beyond which one GPU gains little, and memory is lost
 class HistologyDataModule(L.LightningDataModule):
     """Tiles of two classes, split by seed, a case's tiles kept together.
 
-    Of class folders (`root/<class>`) `test_fraction` becomes the test set first, and `val_fraction` of what is left
-    validates. Published splits (`root/{train,test}/<class>`, or with val) are taken as they are; without val, the
-    validation tiles are drawn from train. With `folds`, the test set of class folders is one fold of a
+    `test_fraction` becomes the test set first, and `val_fraction` of what is left validates. Published splits (folders
+    train, val and test, or the column of a table) are taken as they are; without val, the validation tiles are drawn
+    from train; with val and without test, there is no test. With `folds`, the test set is one fold of a
     cross-validation instead.
 
     Args:
@@ -45,11 +46,6 @@ class HistologyDataModule(L.LightningDataModule):
         batch_size: Tiles a batch and device.
         augment: Applied to each training tile, a uint8 tensor (3, S, S), and only to those. None: nothing.
         name: The data set's name in results and checkpoints; None: the folder's name.
-        positive_class: The folder that means malignant; None: found by its name.
-        group_regex: Finds the case in a tile's path, see `tile.case_of`; None: cases are unknown.
-        groups_file: Further groups that no split may divide, see `groups.apply_group_file`; None: no others.
-        columns: Further properties of a tile by name, such as its magnification: expressions that find them in a
-            path, as `group_regex` does.
         split_file: A `split.csv` to use instead of drawing a split.
         val_fraction: Share of the tiles left after the test set, in (0, 1).
         test_fraction: Share of all tiles, in (0, 1), where the folder has no test set of its own.
@@ -66,6 +62,10 @@ class HistologyDataModule(L.LightningDataModule):
             own, else one a processor core, at most 8.
         pin_memory: Put batches into page-locked memory, which a GPU reads faster; None: if there is a GPU.
         prefetch_factor: Batches that each worker holds ready; None: PyTorch's default, 2.
+        on_error: `stop` where files cannot be read, or `skip` them.
+        blank: `keep` tiles with hardly any tissue, or `skip` them.
+        inspections: A database that remembers checked files, see `inspection.inspect_files`; None: none.
+        **source: The choice of tiles, classes and cases: the attributes of `TileSource`, such as `group_regex`.
     """
 
     def __init__(
@@ -76,10 +76,6 @@ class HistologyDataModule(L.LightningDataModule):
         batch_size: int = 32,
         augment: Transform | None = None,
         name: str | None = None,
-        positive_class: str | None = None,
-        group_regex: str | None = None,
-        groups_file: str | Path | None = None,
-        columns: Mapping[str, str] | None = None,
         split_file: str | Path | None = None,
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
@@ -94,6 +90,10 @@ class HistologyDataModule(L.LightningDataModule):
         num_workers: int | None = None,
         pin_memory: bool | None = None,
         prefetch_factor: int | None = None,
+        on_error: str = "stop",
+        blank: str = "keep",
+        inspections: str | Path | None = None,
+        **source: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
         if root is None:
@@ -102,10 +102,9 @@ class HistologyDataModule(L.LightningDataModule):
         self.name = name or (self.root.stem if self.root.suffix == ".zip" else self.root.resolve().name)
         self.image_size, self.batch_size = image_size, batch_size
         self.augment = augment
-        self.chosen_positive_class = positive_class
-        self.group_regex = group_regex
-        self.groups_file = groups_file
-        self.columns = dict(columns or {})
+        self.source_options = source
+        self.on_error, self.blank = on_error, blank
+        self.inspections_file = None if inspections is None else Path(inspections)
         self.split_file = split_file
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.folds, self.fold = folds, fold
@@ -123,7 +122,7 @@ class HistologyDataModule(L.LightningDataModule):
         """Take what was chosen, and what suits the machine and the cache for the rest."""
         per_tile = self.augment is not None and not isinstance(self.augment, KerasRandomAffine | v2.Identity)
         check_cache(self.cache)
-        _check_device_cache(self.cache, per_tile, num_workers, pin_memory)
+        check_device_cache(self.cache, per_tile, num_workers, pin_memory)
         default = 0 if self.cache != "none" and not per_tile else min(MAX_WORKERS, usable_cores())
         self.num_workers = default if num_workers is None else num_workers
         self.pin_memory = torch.cuda.is_available() and self.cache != "device" if pin_memory is None else pin_memory
@@ -150,16 +149,13 @@ class HistologyDataModule(L.LightningDataModule):
         """
         if self.tiles:
             return
-        layout = read_layout(self.root, self.group_regex)
-        check_binary(layout)
-        self.root, self._layout = layout.root, layout
-        classes = next(iter(layout.class_folders.values()))
-        self.positive_class = find_positive_class(classes, self.chosen_positive_class)
-        self.negative_class = next(name for name in classes if name != self.positive_class)
-        self.tiles = list(layout.tiles)
-        if self.groups_file is not None:
-            self.tiles = apply_group_file(self.tiles, Path(self.groups_file), self.root)
-        self.split_of = self._assign_splits(layout)
+        found = make_source(self.root, self.source_options).read()
+        assert found.classes is not None  # `read` gives them
+        self.root, self.found = found.root, found
+        self.positive_class, self.negative_class = found.classes.positive, found.classes.negative
+        self.checked = check_tiles(found, self.on_error, self.blank, self.inspections_file)
+        self.tiles = self.checked.tiles
+        self.split_of = self._assign_splits(found)
         check_no_overlap(self.tiles, self.split_of)
         self._check_classes_in_splits()
 
@@ -176,8 +172,9 @@ class HistologyDataModule(L.LightningDataModule):
 
         Returns:
             name, synthetic, the class names, for each split the tiles, malignant tiles and cases (None
-            where unknown), fingerprints of the split and of each split's contents, and of a cross-validation the fold
-            and the number of folds.
+            where unknown), fingerprints of the split and of each split's contents, of a cross-validation the fold
+            and the number of folds, and the numbers of blank, grey and skipped tiles and of those that the user's
+            choice leaves out.
         """
         return {
             "name": self.name,
@@ -188,32 +185,59 @@ class HistologyDataModule(L.LightningDataModule):
             "split": fingerprint(self.split_of),
             "contents": {split: self._contents(split) for split in SPLITS},
             "fold": None if self.folds is None else [self.fold, self.folds],
+            "checked": self.checked.counts(),
         }
 
-    @cached_property
+    @property
     def hashes(self) -> dict[str, str]:
         """Each tile's `hashing.content_hash` by its path."""
-        paths = [tile.path for tile in self.tiles]
-        return dict(zip(paths, hash_files([self.root / path for path in paths]), strict=True))
+        return self.checked.inspections.hashes
+
+    @property
+    def has_cases(self) -> bool:
+        """True if the cases are known."""
+        return all(tile.case for tile in self.tiles)
 
     def leak_warnings(self) -> list[str]:
         """Find files that splits share, see `leaks.leak_warnings`."""
         return leak_warnings(self.tiles, self.split_of, self.hashes)
 
+    @cached_property
+    def columns(self) -> list[str]:
+        """Names of the tiles' further properties."""
+        return list(dict.fromkeys(name for tile in self.tiles for name in tile.columns))
+
     def values_of_columns(self, paths: Sequence[str]) -> dict[str, list[str]]:
-        """Find each of `columns` in some tiles' paths.
+        """Return the further properties of some tiles.
 
         Args:
             paths: Relative to the root.
 
         Returns:
-            A value for each path, by the column's name; empty where the expression does not match.
+            A value for each path, by the column's name; empty where a tile has none.
         """
-        return {name: [_value_in(path, expression) for path in paths] for name, expression in self.columns.items()}
+        of = {tile.path: tile.columns for tile in self.tiles}
+        return {name: [of[path].get(name, "") for path in paths] for name in self.columns}
 
     def other_files(self) -> list[str]:
-        """List the visible files below the root that are no tile, see `Layout.other_files`."""
-        return self._layout.other_files()
+        """List the visible files below the root that are no images, and the images in no class folder."""
+        return sorted([*self.found.others, *(tile.path for tile in self.found.loose)])
+
+    @property
+    def has_test(self) -> bool:
+        """True unless the data set comes with training and validation tiles alone."""
+        return "test" in self.split_of.values()
+
+    def colours_of(self, paths: Sequence[str]) -> NDArray[np.float64]:
+        """Describe some tiles' colours, see `appearance.describe_colours`.
+
+        Args:
+            paths: Relative to the root.
+
+        Returns:
+            Of shape (N, 21).
+        """
+        return self.checked.inspections.colours_of(paths)
 
     def tiles_of(self, split: Split) -> list[Tile]:
         """List a split's tiles in the order of its loader: by a hash of the path, so that classes are mixed.
@@ -291,12 +315,14 @@ class HistologyDataModule(L.LightningDataModule):
         """Return this process's number and that of all: the samplers share the tiles out themselves."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _assign_splits(self, layout: Layout) -> dict[str, Split]:
+    def _assign_splits(self, found: TileSet) -> dict[str, Split]:
         if self.folds is None and self.fold != 0:
             raise UserError(f"data.fold means nothing without data.folds, such as 5. Received: data.fold={self.fold}")
         if self.test_all:
             return {tile.path: "test" for tile in self.tiles}
-        if self.folds is not None and (self.split_file is not None or layout.is_published):
+        if self.split_file is None:
+            check_published(self.root, self.tiles)
+        if self.folds is not None and (self.split_file is not None or found.is_published):
             raise UserError(
                 "data.folds needs one folder with two class folders, and no split file. Leave data.split_file "
                 f"out, and give {self.root / 'train'} as data.root if there is train and test. Received: {self.root}"
@@ -313,7 +339,12 @@ class HistologyDataModule(L.LightningDataModule):
         )
 
     def _check_classes_in_splits(self) -> None:
-        for split in ("test",) if self.test_all else SPLITS:
+        published = self.found.is_published and not self.has_test
+        if published and not self.test_all and self.split_file is None:
+            needed: tuple[Split, ...] = ("train", "val")
+        else:
+            needed = ("test",) if self.test_all else SPLITS
+        for split in needed:
             classes = {tile.class_name for tile in self.tiles if self.split_of[tile.path] == split}
             if len(classes) < CLASSES:
                 raise UserError(
@@ -346,42 +377,5 @@ class HistologyDataModule(L.LightningDataModule):
     def _counts(self, split: Split) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.split_of[tile.path] == split]
         classes = Counter(tile.class_name for tile in tiles)
-        cases = len({tile.case for tile in tiles}) if self.group_regex else None
+        cases = len({tile.case for tile in tiles}) if self.has_cases else None
         return {"tiles": len(tiles), "malignant": classes[self.positive_class], "cases": cases}
-
-
-def class_weights(tiles: Sequence[Tile]) -> list[float]:
-    """Weigh tiles so that all classes count alike.
-
-    Args:
-        tiles: N tiles.
-
-    Returns:
-        N positive weights: 1 / number of tiles of the same class.
-    """
-    counts = Counter(tile.class_name for tile in tiles)
-    return [1 / counts[tile.class_name] for tile in tiles]
-
-
-def _value_in(path: str, expression: str) -> str:
-    try:
-        match = re.search(expression, path)
-    except re.error as error:
-        raise UserError(f"data.columns holds no valid regular expression ({error}). Received: {expression}") from error
-    return (match.group(min(1, match.re.groups)) or "") if match else ""
-
-
-def _check_device_cache(cache: str, per_tile: bool, num_workers: int | None, pin_memory: bool | None) -> None:
-    """Refuse what would draw tiles one by one from a device, or bring there what is there."""
-    wrong = {
-        "an augmentation that is drawn tile by tile, as the default augment=torchvision is": per_tile,
-        f"data.num_workers={num_workers}": num_workers,
-        f"data.pin_memory={pin_memory}": pin_memory,
-    }
-    received = [name for name, is_wrong in wrong.items() if is_wrong]
-    if cache == "device" and received:
-        raise UserError(
-            f"data.cache=device draws whole batches on the device. Expected augment=keras or augment=none, with "
-            f"data.num_workers and data.pin_memory left alone; data.cache=ram or disk take any. "
-            f"Received: {', '.join(received)}"
-        )

@@ -1,129 +1,82 @@
-"""Folder layouts: a root folder or a zip file of it to a list of tiles.
+"""Folder layouts: the image files below a root to the class, the split and the case that their folders name.
 
-This is the only code that knows layouts; training, evaluation and audit all read through it. A root holds class
-folders (`root/<class>/...`) or published splits with the same class folders in each (`root/train/<class>/...`).
+This is the only code that knows layouts; training, evaluation and audit all read through it. Class folders lie in the
+root (`CLASS/...`), in published splits (`train/CLASS/...`) or in a folder of each patient (`PATIENT/CLASS/...`).
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchvision.datasets import ImageFolder
 
 from histo_pl.data.archive import unpack
-from histo_pl.data.tile import Split, Tile, case_of
+from histo_pl.data.classes import CLASSES, SHOWN, means_malignant, says_classes
+from histo_pl.data.tile import Split
 from histo_pl.errors import UserError
-from histo_pl.images import find_files, is_image
+from histo_pl.images import is_image, list_files
 
-SPLIT_FOLDERS: Mapping[str, Split] = {
+SPLIT_FOLDERS: Mapping[str, Split] = {  # in small letters
     "train": "train",
+    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
-CLASSES = 2
 
 
-class ClassFolders(ImageFolder):
-    """torchvision's `ImageFolder` over one root of class folders, listed as everywhere in histo_pl.
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """An image file, and what the folders above it say.
 
-    Hidden folders and files are left out, and a link that leads in a circle is not followed, which torchvision's own
-    listing does. A class folder may be empty.
-
-    Args:
-        root: Folder with one folder a class.
+    Attributes:
+        path: Relative to the root, with forward slashes.
+        folder: Its class folder; empty: it lies in none.
+        split: The published split whose folder it lies in; None: in none.
+        patient: The folder of the patient above its class folder; empty: there is none.
     """
 
-    @staticmethod
-    def make_dataset(
-        directory: str | Path,
-        class_to_idx: dict[str, int],
-        extensions: tuple[str, ...] | None = None,
-        is_valid_file: Callable[[str], bool] | None = None,
-        allow_empty: bool = False,
-    ) -> list[tuple[str, int]]:
-        """List the images of each class folder.
-
-        Args:
-            directory: The root.
-            class_to_idx: The index of each class folder, from 0.
-            extensions: Not used: `is_image` decides.
-            is_valid_file: Not used.
-            allow_empty: Not used.
-
-        Returns:
-            N pairs of an image file and the index of its class.
-        """
-        return [
-            (str(file), index)
-            for name, index in class_to_idx.items()
-            for file in find_files(Path(directory, name))
-            if is_image(file)
-        ]
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """List the visible folders of a root.
-
-        Args:
-            directory: The root.
-
-        Returns:
-            Their names in alphabetical order, and the index of each, from 0.
-        """
-        names = _visible_folders(Path(directory))
-        return names, {name: index for index, name in enumerate(names)}
+    path: str
+    folder: str = ""
+    split: Split | None = None
+    patient: str = ""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The tiles of a root folder.
+class Listing:
+    """The files below a root.
 
     Attributes:
-        root: The folder that the tiles' paths are relative to.
-        tiles: The images in class folders.
-        loose: The images in no class folder; their `class_name` is empty.
-        class_folders: The names of the class folders, by the folder that holds them: a published split's, or `.`.
-        folders: The names of all visible folders directly in the root.
+        root: The folder that paths are relative to.
+        images: Paths of the image files that are taken, in order.
+        others: Paths of the visible files that are no images.
+        excluded: Paths of the image files that are left out.
     """
 
     root: Path
-    tiles: tuple[Tile, ...]
-    loose: tuple[Tile, ...]
-    class_folders: Mapping[str, tuple[str, ...]]
-    folders: tuple[str, ...]
-
-    @property
-    def is_published(self) -> bool:
-        """True if the folder comes with splits of its own."""
-        return "." not in self.class_folders
-
-    def other_files(self) -> list[str]:
-        """List the visible files that are no tile: no images, or in no class folder.
-
-        Returns:
-            Paths relative to the root, in order.
-        """
-        known = {tile.path for tile in self.tiles}
-        paths = (file.relative_to(self.root).as_posix() for file in find_files(self.root))
-        return [path for path in paths if path not in known]
+    images: tuple[str, ...]
+    others: tuple[str, ...]
+    excluded: tuple[str, ...]
 
 
-def read_layout(root: Path, group_regex: str | None = None, regex_key: str = "data.group_regex") -> Layout:
-    """Find the tiles of a folder, or of a zip file, which is unpacked beside itself once.
+def list_root(root: Path, is_taken: Callable[[str], bool] = lambda _: True) -> Listing:
+    """List the files below a folder, or of a zip file, which is unpacked beside itself once.
 
-    A folder that is alone in the root, as in many zip files, is stepped into.
+    A folder is stepped into as long as it holds no image and only one folder with images, as many downloads do.
 
     Args:
         root: The folder or zip file.
-        group_regex: Finds the case in a tile's path, see `tile.case_of`; None: cases are unknown.
-        regex_key: The option that names the expression, for errors.
+        is_taken: Tells of a path, relative to the root that was stepped into, if it is taken.
 
     Returns:
-        The layout, with any number of classes; `check_binary` is for training.
+        The files.
 
     Raises:
-        UserError: The folder does not exist, the zip file cannot be unpacked, or a path names no case.
+        UserError: The folder does not exist, or the zip file cannot be unpacked.
     """
     if root.is_file() and root.suffix.lower() == ".zip":
         root = unpack(root)
@@ -132,80 +85,160 @@ def read_layout(root: Path, group_regex: str | None = None, regex_key: str = "da
             f"The folder of tiles does not exist. Expected a folder with two class folders, or with train and test, "
             f"or a zip file of one. Received: {root}"
         )
-    root = _inner_folder(root)
-    folders = _visible_folders(root)
-    published = [name for name in folders if name.lower() in SPLIT_FOLDERS]
-    tiles, class_folders = [], {}
-    for name in published or ["."]:
-        listed = ClassFolders(str(root / name))
-        split = SPLIT_FOLDERS.get(name.lower())
-        class_folders[name] = tuple(listed.classes)
-        for file, index in listed.samples:
-            path = Path(file).relative_to(root).as_posix()
-            tiles.append(Tile(path, listed.classes[index], case_of(path, group_regex, regex_key), "", split))
-    known = {tile.path for tile in tiles}
-    paths = (file.relative_to(root).as_posix() for file in find_files(root) if is_image(file))
-    loose = [Tile(path, "", published_split=_split_of(path, published)) for path in paths if path not in known]
-    return Layout(root, tuple(tiles), tuple(loose), class_folders, tuple(folders))
+    start = len(os.path.join(root, ""))  # noqa: PTH118
+    files = [path[start:].replace(os.sep, "/") for path in list_files(root)]
+    inner = _inner_folder([path for path in files if is_image(path)])
+    files = [path.removeprefix(inner) for path in files if path.startswith(inner)]
+    images = [path for path in files if is_image(path)]
+    return Listing(
+        root=root / inner,
+        images=tuple(path for path in images if is_taken(path)),
+        others=tuple(path for path in files if not is_image(path)),
+        excluded=tuple(path for path in images if not is_taken(path)),
+    )
 
 
-def check_binary(layout: Layout) -> None:
-    """Refuse a layout that is not two classes with tiles, the same two in every published split.
+def _inner_folder(images: Sequence[str]) -> str:
+    """Find the folders, as `a/b/`, to step into: each the only one with images, which lie in folders below it."""
+    inner = ""
+    while images:
+        first = images[0][len(inner) :].partition("/")[0]
+        step = f"{inner}{first}/"
+        if not all(path.startswith(step) and "/" in path[len(step) :] for path in images):
+            break
+        inner = step
+    return inner
+
+
+def read_folders(listing: Listing, chosen_classes: Iterable[str] = ()) -> list[FoundFile]:
+    """Read class, split and patient out of the folders' names.
 
     Args:
-        layout: As `read_layout` returns it.
+        listing: The files.
+        chosen_classes: Class folders that the user names, which decide where class folders lie.
+
+    Returns:
+        The images in their order.
 
     Raises:
-        UserError: Says what was expected, and what is there.
+        UserError: Published splits lie beside other folders, or a folder of a patient lacks class folders.
     """
-    if layout.is_published:
-        _check_published(layout)
-    for folder, names in layout.class_folders.items():
-        parent = layout.root if folder == "." else layout.root / folder
-        if len(names) != CLASSES:
-            raise UserError(
-                f"A folder of tiles must hold two class folders, such as benign and malignant. "
-                f"Received: {parent} with {len(names)} ({', '.join(names[:5]) or 'none'})"
-            )
-        prefix = "" if folder == "." else f"{folder}/"
-        empty = [n for n in names if not any(tile.path.startswith(f"{prefix}{n}/") for tile in layout.tiles)]
-        if empty:
-            raise UserError(f"A class folder has no images. Expected some in each. Received: {parent / empty[0]}")
+    images = [path.split("/") for path in listing.images]
+    splits = _published_splits(listing, images)
+    depth = 1 if splits else 0
+    level = depth + _class_level([tuple(parts[depth:-1]) for parts in images], set(chosen_classes), listing)
+    found = []
+    for path, parts in zip(listing.images, images, strict=True):
+        split = SPLIT_FOLDERS[parts[0].lower()] if splits and len(parts) > 1 else None
+        folder = parts[level] if len(parts) > level + 1 else ""
+        patient = parts[depth] if level == depth + 1 and folder else ""
+        found.append(FoundFile(path, folder, split, patient))
+    return found
 
 
-def _check_published(layout: Layout) -> None:
-    splits = [SPLIT_FOLDERS[name.lower()] for name in layout.class_folders]
-    others = set(layout.folders) - layout.class_folders.keys()
-    if others or len(set(splits)) < len(splits) or not {"train", "test"} <= set(splits):
-        raise UserError(
-            f"A folder with published splits must hold train and test, may hold val (or valid, or validation), and no "
-            f"others: without val, validation tiles are drawn from train. To split a single folder anew use "
-            f"data.root={layout.root / 'train'}. Received: {layout.root} with {', '.join(layout.folders)}"
-        )
-    if len(set(layout.class_folders.values())) > 1:
-        listed = "; ".join(f"{folder}: {', '.join(names)}" for folder, names in layout.class_folders.items())
-        raise UserError(f"All splits must hold the same two class folders. Received: {layout.root} with {listed}")
-
-
-def _inner_folder(root: Path) -> Path:
-    """Step into the one folder that a zip file was made of, as long as there is nothing beside it."""
-    while True:
-        visible = [entry for entry in root.iterdir() if not entry.name.startswith((".", "__"))]
-        if len(visible) != 1 or not _holds_folders(visible[0]):
-            return root
-        root = visible[0]
-
-
-def _holds_folders(entry: Path) -> bool:
-    if not entry.is_dir() or entry.name.lower() in SPLIT_FOLDERS:
+def _published_splits(listing: Listing, images: Sequence[Sequence[str]]) -> bool:
+    """Tell if all folders are those of published splits; refuse a mixture."""
+    folders = sorted({parts[0] for parts in images if len(parts) > 1})
+    published = [name for name in folders if name.lower() in SPLIT_FOLDERS]
+    if not published:
         return False
-    return any(child.is_dir() for child in entry.iterdir())
+    splits = [SPLIT_FOLDERS[name.lower()] for name in published]
+    if len(published) < len(folders) or len(set(splits)) < len(splits):
+        raise UserError(
+            f"A folder with published splits must hold train, val (or valid, validation) and test, each once, and no "
+            f"other folder with images. Leave others out by data.exclude='NAME/**', or split one folder anew by "
+            f"data.root={listing.root / published[0]}. Received: {listing.root} with {_listed(folders)}"
+        )
+    return True
 
 
-def _visible_folders(root: Path) -> list[str]:
-    return sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith((".", "__")))
+def _class_level(folders: Iterable[tuple[str, ...]], chosen: set[str], listing: Listing) -> int:
+    """Find the level of the class folders: 0: the first; 1: the second, below a folder of each patient; or deeper."""
+    chains = {names for names in folders if names}
+    levels = [
+        sorted({names[level] for names in chains if len(names) > level})
+        for level in range(max(map(len, chains), default=0))
+    ]
+    first, second = [*levels, [], []][:2]
+    for level, names in enumerate(levels):
+        if chosen and chosen <= set(names):
+            if level == 1:
+                _check_patients(chains, first, second, listing)
+            return level
+    if chosen or not second or any(map(means_malignant, first)) or says_classes(first):
+        return 0
+    if says_classes(second) and all(len(names) > 1 for names in chains):
+        return 1
+    if CLASSES <= len(second) <= SHOWN:
+        raise UserError(
+            f"The folders do not say where the classes are. If {_listed(second)} are the classes, below a folder of "
+            f"each patient, say which means malignant: data.positive_class={second[-1]}. If {_listed(first)} are: "
+            f"data.positive_class={first[-1]}. Received: {listing.root}"
+        )
+    return 0
 
 
-def _split_of(path: str, published: list[str]) -> Split | None:
-    first = path.split("/", maxsplit=1)[0]
-    return SPLIT_FOLDERS[first.lower()] if first in published else None
+def _check_patients(
+    chains: Iterable[tuple[str, ...]], first: Sequence[str], second: Sequence[str], listing: Listing
+) -> None:
+    """Refuse a folder beside those of the patients that holds other folders, such as a second copy of all."""
+    below: defaultdict[str, set[str]] = defaultdict(set)
+    for names in chains:
+        below[names[0]].update(names[1:2])
+    usual = {name for name in second if sum(name in names for names in below.values()) > 1} or set(second)
+    strange = [name for name in first if not below.get(name, set()) & usual]
+    strange += [name for name in first if below.get(name, set()) - usual and name not in strange]
+    if strange:
+        raise UserError(
+            f"A folder lies among those of the patients and does not hold the same class folders "
+            f"({_listed(sorted(usual))}). Leave it out by data.exclude='{strange[0]}/**'. "
+            f"Received: {listing.root} with {_listed(strange)}"
+        )
+
+
+class ClassFolders(ImageFolder):
+    """torchvision's `ImageFolder` over files that were listed once.
+
+    Its own listing takes hidden files and follows a link that leads in a circle.
+
+    Args:
+        root: The folder that paths are relative to.
+        files: The files, each in a class folder.
+    """
+
+    def __init__(self, root: Path, files: Sequence[FoundFile]) -> None:
+        self.files = files
+        super().__init__(str(root))
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """List the class folders.
+
+        Args:
+            directory: Not used: the files are listed.
+
+        Returns:
+            Their names in alphabetical order, and the index of each, from 0.
+        """
+        names = sorted({file.folder for file in self.files})
+        return names, {name: index for index, name in enumerate(names)}
+
+    def make_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, directory: str | Path, class_to_idx: dict[str, int], *_: object, **__: object
+    ) -> list[tuple[str, int]]:
+        """List the images.
+
+        Args:
+            directory: The root.
+            class_to_idx: The index of each class folder, from 0.
+            *_: Not used: the files are listed.
+            **__: Not used.
+
+        Returns:
+            N pairs of an image file and the index of its class.
+        """
+        return [(f"{directory}/{file.path}", class_to_idx[file.folder]) for file in self.files]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Sampler
 
 from histo_pl.data.hashing import stable_seed
+from histo_pl.data.tile import Tile
 
 MAX_EPOCHS = 2**20  # numbers of passes from here on are no epochs
 
@@ -95,3 +96,16 @@ def _numbered(indices: list[int], length: int) -> list[int]:
         draws.append(times[index] * MAX_EPOCHS * length + index)
         times[index] += 1
     return draws
+
+
+def class_weights(tiles: Sequence[Tile]) -> list[float]:
+    """Weigh tiles so that all classes count alike.
+
+    Args:
+        tiles: N tiles.
+
+    Returns:
+        N positive weights: 1 / number of tiles of the same class.
+    """
+    counts = Counter(tile.class_name for tile in tiles)
+    return [1 / counts[tile.class_name] for tile in tiles]

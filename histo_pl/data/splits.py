@@ -126,7 +126,8 @@ def split_tiles(
 ) -> dict[str, Split]:
     """Assign every tile to a split: first the test tiles, then a share of the rest for validation.
 
-    A published test or validation split is taken as it is, and only what it lacks is drawn.
+    Published splits are taken as they are. Where they lack the validation tiles, these are drawn from the training
+    tiles; where they lack the test, there is none.
 
     Args:
         tiles: All tiles.
@@ -148,7 +149,7 @@ def split_tiles(
     test: set[str] = set()
     if folds is not None:
         test = fold_groups(rest, folds, fold, seed)
-    elif "test" not in split_of.values():
+    elif not any(tile.published_split for tile in tiles):
         _check_fraction("data.test_fraction", test_fraction)
         test = hold_out(rest, test_fraction, seed, "test")
     val: set[str] = set()
@@ -157,6 +158,31 @@ def split_tiles(
     for tile in rest:
         split_of[tile.path] = "test" if tile.group in test else "val" if tile.group in val else "train"
     return split_of
+
+
+def check_published(root: Path, tiles: Sequence[Tile]) -> None:
+    """Refuse published splits without training tiles, or with nothing else, or with one class alone.
+
+    Args:
+        root: The folder of the tiles, for errors.
+        tiles: All tiles; nothing is refused where they have no published split.
+
+    Raises:
+        UserError: Says what is missing.
+    """
+    classes: defaultdict[Split | None, set[str]] = defaultdict(set)
+    for tile in tiles:
+        classes[tile.published_split].add(tile.class_name)
+    if set(classes) == {None}:
+        return
+    present = ", ".join(f"{split} with {' and '.join(sorted(names))}" for split, names in classes.items())
+    if "train" not in classes or len(classes) == 1:
+        raise UserError(
+            f"Published splits must have train, and val or test or both. To draw a split anew, give one folder alone "
+            f"as data.root; to evaluate every tile, add split=all to evaluate.py. Received: {root} with {present}"
+        )
+    if len({frozenset(names) for names in classes.values()}) > 1:
+        raise UserError(f"All splits must hold the same two classes. Received: {root} with {present}")
 
 
 def check_no_overlap(tiles: Iterable[Tile], split_of: Mapping[str, Split]) -> None:

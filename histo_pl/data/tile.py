@@ -1,25 +1,28 @@
 """One tile of a data set, and the names of the parts of a split."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from histo_pl.errors import UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+NO_COLUMNS: Mapping[str, str] = {}  # one for all tiles: there may be hundreds of thousands
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tile:
     """One image file of a data set.
 
     Attributes:
         path: Relative to the data set's root, with forward slashes: the one key of a tile everywhere.
-        class_name: The class folder it lies in.
+        class_name: Its class: the name of its class folder, or of all folders that mean the same.
         case: The patient it was taken from, empty where that is unknown.
         joined_group: The group that a group file puts it into; empty where none does.
-        published_split: The split whose folder it lies in; None where the folder has no splits of its own.
+        published_split: The split whose folder it lies in, or that a table names; None where there is none.
+        columns: Further properties by name, such as its magnification or the class folder among several.
     """
 
     path: str
@@ -27,6 +30,7 @@ class Tile:
     case: str = ""
     joined_group: str = ""
     published_split: Split | None = None
+    columns: Mapping[str, str] = field(default_factory=lambda: NO_COLUMNS, hash=False)
 
     @property
     def group(self) -> str:

@@ -4,50 +4,13 @@ Laboratories stain differently, and patients come from laboratories: on BreakHis
 but a tile's colours reaches most of what a network does.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from histo_pl.evaluation.calibration import sigmoid
-from histo_pl.images import read_rgb
 
-SAMPLES = 64  # pixels looked at along each side
-PERCENTILES = (5, 25, 50, 75, 95)
 STEPS = 50
 Array = NDArray[np.float64]
-
-
-def colours_of(pixels: NDArray[np.uint8]) -> Array:
-    """Describe a tile's colours without their positions.
-
-    Args:
-        pixels: RGB of shape (H, W, 3).
-
-    Returns:
-        Mean, standard deviation and percentiles of each channel, in [0, 1], of shape (21,).
-    """
-    rows, columns = (max(1, side // SAMPLES) for side in pixels.shape[:2])
-    some = pixels[::rows, ::columns].reshape(-1, 3) / 255
-    return np.r_[some.mean(axis=0), some.std(axis=0), np.percentile(some, PERCENTILES, axis=0).ravel()]
-
-
-def read_colours(files: Sequence[Path]) -> Array:
-    """Describe the colours of image files.
-
-    Args:
-        files: N images.
-
-    Returns:
-        Of shape (N, 21), see `colours_of`.
-
-    Raises:
-        ImageError: A file cannot be read.
-    """
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(lambda file: colours_of(read_rgb(file)), files)))
 
 
 def colour_only(training: Array, malignant: NDArray[np.bool_], tested: Array) -> Array:

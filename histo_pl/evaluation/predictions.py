@@ -1,6 +1,6 @@
-"""Predictions with their labels, one a tile or one a case, and their summaries."""
+"""Predictions with their labels, one a tile or one a case (`evaluation.cases`), and their summaries."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ class Predictions:
     Attributes:
         path: Each observation's name, of shape (N,): a tile's path, or a case.
         case: Each one's case, of shape (N,), empty where unknown.
+        group: The unit that no split divides (`Tile.group`), of shape (N,): its joined group, its case, or itself.
         malignant: The truth, of shape (N,).
         probability: Of malignancy, in [0, 1], of shape (N,); NaN where the model has no answer.
         threshold: A probability above it means malignant, of shape (N,): one model's is the same everywhere.
@@ -25,6 +26,7 @@ class Predictions:
 
     path: NDArray[np.str_]
     case: NDArray[np.str_]
+    group: NDArray[np.str_]
     malignant: NDArray[np.bool_]
     probability: NDArray[np.float64]
     threshold: NDArray[np.float64]
@@ -39,9 +41,16 @@ class Predictions:
         return self.probability > self.threshold
 
     @property
+    def has_cases(self) -> bool:
+        """True if every observation's case is known."""
+        return bool(len(self) and (self.case != "").all())
+
+    @property
     def unit(self) -> str:
-        """The unit of intervals: cases if all are known, else tiles."""
-        return "cases" if len(self) and (self.case != "").all() else "tiles"
+        """The unit of intervals: cases or tiles, or groups where a file joins some of them."""
+        if self.has_cases and (self.group == self.case).all():
+            return "cases"
+        return "tiles" if (self.group == self.path).all() else "groups"
 
     def take(self, chosen: NDArray[np.bool_]) -> "Predictions":
         """Return the chosen observations.
@@ -51,17 +60,10 @@ class Predictions:
         """
         return Predictions(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
-    def by_case(self) -> "Predictions":
-        """Return one observation a case: its tiles' mean probability; malignant if any of its tiles is."""
-        names, case = np.unique(self.case, return_inverse=True)
-        counts = np.bincount(case)
-        return Predictions(
-            path=names,
-            case=names,
-            malignant=np.bincount(case, self.malignant) > 0,
-            probability=np.bincount(case, self.probability) / counts,
-            threshold=np.bincount(case, self.threshold) / counts,
-        )
+    @classmethod
+    def join(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """Join several runs' predictions, at least one, of different observations."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
     def with_probability(self, probability: NDArray[np.float64], threshold: float) -> "Predictions":
         """Return the same observations with other probabilities, of shape (N,), and another threshold."""
@@ -69,31 +71,27 @@ class Predictions:
 
     def estimates(self) -> dict[str, Estimate]:
         """Return every metric with its interval, see `intervals.estimate`."""
-        units = self.case if self.unit == "cases" else self.path
-        return estimate(self.probability, self.malignant, units, self.threshold)
+        return estimate(self.probability, self.malignant, self.group, self.threshold)
 
     def summary(self) -> dict[str, Any]:
         """Describe the result in plain values.
 
         Returns:
             tiles, malignant and cases (None where unknown); each metric's value and, in `intervals`, its two
-            ends, None where undefined; what they are taken over; the confusion matrix.
+            ends, None where undefined; their unit and its number; the confusion matrix.
         """
         found = self.estimates()
         cells = confusion(self.called, self.malignant, np.ones((1, len(self))))
         return {
             "tiles": len(self),
             "malignant": int(self.malignant.sum()),
-            "cases": len(np.unique(self.case)) if self.unit == "cases" else None,
+            "cases": len(np.unique(self.case)) if self.has_cases else None,
             **{name: one.value for name, one in found.items()},
             "intervals": {name: None if one.low is None else [one.low, one.high] for name, one in found.items()},
             "intervals_over": self.unit,
+            "units": len(np.unique(self.group)),
             "confusion": {name: int(cell[0]) for name, cell in zip(("tn", "fp", "fn", "tp"), cells, strict=True)},
         }
-
-    def summary_by_case(self) -> dict[str, Any] | None:
-        """Return the `summary` of `by_case`; None where cases are unknown."""
-        return self.by_case().summary() if self.unit == "cases" else None
 
 
 def referral(predictions: Predictions, band: tuple[float, float]) -> dict[str, float | int | None]:

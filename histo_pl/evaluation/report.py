@@ -17,6 +17,7 @@ from PIL import Image
 
 from histo_pl.errors import ImageError
 from histo_pl.evaluation import plots
+from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate, format_number
 from histo_pl.images import read_rgb
@@ -35,7 +36,7 @@ CAPTIONS = {
 }
 HOW_TO_READ = (
     "Blank: undefined. Without an interval: fewer than three cases of a class that the metric rests on, or all cases "
-    "alike. Cases are called by the same threshold as tiles."
+    "alike."
 )
 LIMITS = (
     "Research software, no medical device: nothing here must guide anyone's care.",
@@ -52,8 +53,10 @@ class Report:
 
     Attributes:
         title: Headline.
-        results: The contents of results.json; `test`, `data`, `decision` and, where known, `test_by_case`.
+        results: The contents of results.json; `test`, `case_level`, `data`, `decision` and, where known,
+            `test_by_case`.
         predictions: The tested tiles, their paths relative to `root`.
+        cases: The same by case; None where there is no such result.
         root: The folder of the tiles.
         columns: Further properties of each tile, such as its magnification, by name.
         notes: Sentences that a reader must know first, such as a warning of tiles that trained the model.
@@ -64,11 +67,17 @@ class Report:
     title: str
     results: Mapping[str, Any]
     predictions: Predictions
+    cases: Predictions | None
     root: Path
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     epochs: Sequence[Mapping[str, float]] = ()
     settings: str = ""
+
+    @property
+    def levels(self) -> Levels:
+        """The results that a reader looks at."""
+        return Levels.of(self.results)
 
     def write(self, file: Path, drawn: Mapping[str, Figure]) -> None:
         """Write the report.
@@ -82,10 +91,10 @@ class Report:
         text = page.get_template(TEMPLATE).render(
             title=self.title,
             notes=self.notes,
-            cards=_cards(self.results["test"]),
-            metrics=_metrics(self.results),
+            cards=_cards(self.levels),
+            metrics=_metrics(self.levels, self.results),
             curves=[(CAPTIONS[name], _svg(figure)) for name, figure in drawn.items()],
-            confusions=_confusions(self.results),
+            confusions=_confusions(self.levels),
             decision=_decision(self.results),
             data=_data(self.results),
             columns=[_by_column(self.predictions, name, values) for name, values in self.columns.items()],
@@ -98,43 +107,46 @@ class Report:
             stream.write(text)
 
 
-def _cards(test: Mapping[str, Any]) -> list[dict[str, str]]:
+def _cards(levels: Levels) -> list[dict[str, str]]:
     def interval(name: str) -> str:
-        ends = test["intervals"][name]
-        return " to ".join(map(format_number, ends)) if ends else "no interval: too few cases"
+        ends = levels.tiles["intervals"][name]
+        unit = levels.tiles["intervals_over"]
+        return f"{' to '.join(map(format_number, ends))} (over {unit})" if ends else f"no interval: too few {unit}"
 
     return [
         {
             "name": NAMES[name],
-            "value": "undefined" if test[name] is None else format_number(test[name]),
+            "value": "undefined" if levels.tiles[name] is None else format_number(levels.tiles[name]),
             "interval": interval(name),
         }
         for name in HEADLINES
     ]
 
 
-def _metrics(results: Mapping[str, Any]) -> dict[str, Any]:
-    test, by_case, baseline = results["test"], results.get("test_by_case"), results.get("colour_only")
-    header = ["", f"{test['tiles']} tiles"]
-    caption = "95% intervals over tiles, as the cases are unknown: with several tiles a patient they are too narrow."
-    if by_case:
-        header.append(f"{by_case['tiles']} cases (mean probability)")
-        caption = f"95% intervals over the {test['cases']} cases."
+def _metrics(levels: Levels, results: Mapping[str, Any]) -> dict[str, Any]:
+    tiles, cases, baseline = levels.tiles, levels.cases, results.get("colour_only")
+    header = ["", f"{tiles['tiles']} tiles"]
+    caption = f"{levels.name}; 95% intervals over the {tiles['units']} {tiles['intervals_over']}."
+    if tiles["intervals_over"] == "tiles":
+        caption += " The cases are unknown: with several tiles a patient these intervals are too narrow."
+    if cases:
+        header.append(f"{cases['tiles']} cases ({results['case_level']['title']})")
     if baseline:
         caption += (
             f" From colour alone, without any shape, the AUROC is {format_estimate(baseline, 'auroc')}: "
             f"a model that does not clearly exceed this has learnt the stain rather than the tissue."
         )
-    levels = [level for level in (test, by_case) if level]
-    rows = [(title, *(format_estimate(level, name) for level in levels)) for name, title in NAMES.items()]
+    shown = [level for level in (tiles, cases) if level]
+    rows = [(title, *(format_estimate(level, name) for level in shown)) for name, title in NAMES.items()]
     return {"header": header, "rows": rows, "caption": f"{caption} {HOW_TO_READ}"}
 
 
-def figures(predictions: Predictions) -> dict[str, Figure]:
+def figures(predictions: Predictions, cases: Predictions | None) -> dict[str, Figure]:
     """Draw the curves of tested tiles.
 
     Args:
         predictions: The tiles.
+        cases: The cases; None where there are none.
 
     Returns:
         By the name of the file: roc, precision_recall (if both classes are there), calibration and histogram.
@@ -144,14 +156,9 @@ def figures(predictions: Predictions) -> dict[str, Figure]:
     drawn = {"calibration": plots.plot_calibration(predictions), "histogram": plots.plot_histogram(predictions)}
     if predictions.malignant.all() or not predictions.malignant.any():
         return drawn
-    levels = _levels(predictions)
+    both = cases is not None and cases.malignant.any() and not cases.malignant.all()
+    levels = {"tiles": predictions} | ({"cases": cases} if cases is not None and both else {})
     return {"roc": plots.plot_roc(levels), "precision_recall": plots.plot_precision_recall(levels)} | drawn
-
-
-def _levels(predictions: Predictions) -> dict[str, Predictions]:
-    cases = predictions.by_case() if predictions.unit == "cases" else None
-    both = cases is not None and not cases.malignant.all()
-    return {"tiles": predictions} | ({"cases": cases} if cases is not None and both else {})
 
 
 def _svg(figure: Figure) -> Markup:
@@ -166,9 +173,9 @@ def _svg(figure: Figure) -> Markup:
     return Markup(drawing.replace("#000000", "currentColor"))
 
 
-def _confusions(results: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+def _confusions(levels: Levels) -> list[tuple[Any, Any]]:
     tables = []
-    for name, level in (("Tiles", results["test"]), ("Cases", results.get("test_by_case"))):
+    for name, level in (("Tiles", levels.tiles), ("Cases", levels.cases)):
         if level:
             cells = level["confusion"]
             rows = [("truly benign", cells["tn"], cells["fp"]), ("truly malignant", cells["fn"], cells["tp"])]

@@ -15,7 +15,9 @@ from histo_pl.data import HistologyDataModule
 from histo_pl.data.tile import Split
 from histo_pl.evaluation import plots
 from histo_pl.evaluation.calibration import TEMPERATURES, Decision
-from histo_pl.evaluation.color_baseline import colour_only, read_colours
+from histo_pl.evaluation.cases import CaseRule, by_case, explain_cases, summarize_cases
+from histo_pl.evaluation.color_baseline import colour_only
+from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate, referral
 from histo_pl.evaluation.report import Report, figures
@@ -24,7 +26,7 @@ from histo_pl.storage import atomic_write_text
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("path", "class", "case", "split", "seen", "malignant", "probability", "threshold", "predicted")
+COLUMNS = ("path", "class", "case", "group", "split", "seen", "malignant", "probability", "threshold", "predicted")
 
 
 def predictions_of(
@@ -48,46 +50,57 @@ def predictions_of(
     return Predictions(
         path=np.array([tile.path for tile in tiles], np.str_),
         case=np.array([tile.case for tile in tiles], np.str_),
+        group=np.array([tile.group for tile in tiles], np.str_),
         malignant=np.array([tile.class_name == data.positive_class for tile in tiles], bool),
         probability=decision.probabilities(np.array([logits[tile.path] for tile in tiles], np.float64)),
         threshold=np.full(len(tiles), decision.threshold),
     )
 
 
-def compute_results(predictions: Predictions, decision: Decision) -> dict[str, Any]:
+def compute_results(
+    predictions: Predictions, decision: Decision, rule: CaseRule, split: Split = "test"
+) -> dict[str, Any]:
     """Compute the results on tested tiles.
 
     Args:
         predictions: The tiles.
         decision: The temperature, threshold and band of their labels.
+        rule: The truth and the score of a case.
+        split: The split of these tiles: `val` where there is no test.
 
     Returns:
-        `test`, `test_by_case` (None where cases are unknown), `decision` and `refer` (None without a band).
+        `test` and `test_by_case`, None where there is no such result; `validation_only` and `validation_only_by_case`
+        where there is no test; `case_level`, `decision` and `refer` (None without a band).
     """
+    tiles, cases = predictions.summary(), summarize_cases(by_case(predictions, rule), rule)
+    levels = {"test": tiles, "test_by_case": cases}
+    if split != "test":
+        levels = dict.fromkeys(levels) | {"validation_only": tiles, "validation_only_by_case": cases}
     return {
-        "test": predictions.summary(),
-        "test_by_case": predictions.summary_by_case(),
+        **levels,
+        "case_level": asdict(rule) | {"title": rule.title, "note": explain_cases(predictions, rule)},
         "decision": asdict(decision),
         "refer": None if decision.refer is None else referral(predictions, decision.refer),
     }
 
 
-def predict_from_color(data: HistologyDataModule, tested: Predictions) -> Predictions:
-    """Predict the tested tiles from colour alone, learnt from the training tiles.
+def predict_from_color(data: HistologyDataModule, predictions: Mapping[Split, Predictions]) -> dict[Split, Predictions]:
+    """Predict tiles from colour alone, learnt from the training tiles.
 
     Args:
         data: The tiles, set up.
-        tested: The tested tiles.
+        predictions: The predictions of each split.
 
     Returns:
         The same tiles with the baseline's probabilities, and a threshold of 0.5.
     """
     training = [tile for tile in data.tiles if data.split_of[tile.path] == "train"]
     malignant = np.array([tile.class_name == data.positive_class for tile in training])
-    files = [data.root / path for path in (*(tile.path for tile in training), *tested.path.tolist())]
-    colours = read_colours(files)
-    known, asked = colours[: len(training)], colours[len(training) :]
-    return tested.with_probability(colour_only(known, malignant, asked), 0.5)
+    known = data.colours_of([tile.path for tile in training])
+    return {
+        split: tiles.with_probability(colour_only(known, malignant, data.colours_of(tiles.path.tolist())), 0.5)
+        for split, tiles in predictions.items()
+    }
 
 
 def write_predictions(
@@ -96,7 +109,7 @@ def write_predictions(
     predictions: Mapping[Split, Predictions],
     decision: Decision,
     training_hashes: Mapping[str, str],
-    baseline: Predictions | None = None,
+    baseline: Mapping[Split, Predictions] | None = None,
 ) -> None:
     """Write every prediction as CSV.
 
@@ -107,11 +120,10 @@ def write_predictions(
         decision: The temperature, threshold and band of their labels.
         training_hashes: See `TrainedModel.training_hashes`; the column `seen` holds the split of its training that a
             tile was in.
-        baseline: The baseline from colour on the tested tiles, for the column `colour_only`; None: no such column.
+        baseline: The baseline from colour on the same tiles, for the column `colour_only`; None: no such column.
     """
     classes = {tile.path: tile.class_name for tile in data.tiles}
     header = [*COLUMNS, *data.columns, *(["colour_only"] if baseline else [])]
-    from_color = dict(zip(baseline.path.tolist(), baseline.probability.tolist(), strict=True)) if baseline else {}
     with atomic_write_text(file) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
@@ -120,11 +132,12 @@ def write_predictions(
             columns = data.values_of_columns(paths)
             for index, path in enumerate(paths):
                 probability = float(predicted.probability[index])
-                row = [path, classes[path], predicted.case[index], split, training_hashes.get(data.hashes[path], "")]
+                row = [path, classes[path], predicted.case[index], predicted.group[index], split]
+                row += [training_hashes.get(data.hashes[path], "")]
                 row += [int(predicted.malignant[index]), probability, float(predicted.threshold[index])]
                 row += [label_of(probability, decision.threshold, decision.refer)]
                 row += [values[index] for values in columns.values()]
-                writer.writerow([*row, *([from_color.get(path, "")] if baseline else [])])
+                writer.writerow([*row, *([float(baseline[split].probability[index])] if baseline else [])])
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
@@ -145,11 +158,11 @@ def write_report(folder: Path, report: Report) -> None:
         folder: The run's or the evaluation's.
         report: Its results are those of results.json.
     """
-    test = report.results["test"]
-    cells = test["confusion"]
+    tiles = report.levels.tiles
+    cells = tiles["confusion"]
     matrix = [[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]]
-    drawn = figures(report.predictions)
-    plots.save(drawn | {"confusion": plots.plot_confusion(matrix, f"{test['tiles']} tiles")}, folder)
+    drawn = figures(report.predictions, report.cases)
+    plots.save(drawn | {"confusion": plots.plot_confusion(matrix, f"{tiles['tiles']} tiles")}, folder)
     report.write(folder / "report.html", drawn)
 
 
@@ -175,10 +188,15 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
     Returns:
         Sentences; empty if there is nothing.
     """
-    cells, decision, refer = results["test"]["confusion"], results["decision"], results["refer"]
-    found = []
+    levels, decision, refer = Levels.of(results), results["decision"], results["refer"]
+    cells, found = levels.tiles["confusion"], []
+    if results["test"] is None:
+        found.append(
+            "There is no test: the figures are those of the validation tiles, on which the best epoch, the temperature "
+            "and the threshold were chosen, and optimistically biased."
+        )
     for name, called in (("benign", cells["tn"] + cells["fn"]), ("malignant", cells["fp"] + cells["tp"])):
-        if called == results["test"]["tiles"]:
+        if called == levels.tiles["tiles"]:
             found.append(f"Every tile was called {name}: the accuracy is no more than that class's share of the tiles.")
     if any(math.isclose(decision["temperature"], end, rel_tol=1e-6) for end in TEMPERATURES):
         found.append(
@@ -186,6 +204,8 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
         )
     if refer and not refer["answered"]:
         found.append("No band of uncertainty keeps the error rate on the validation tiles: every answer is referred.")
+    if results["case_level"]["note"]:
+        found.append(results["case_level"]["note"])
     if results["data"]["synthetic"]:
         found.append("These tiles were drawn by a program: the figures say nothing of real tissue.")
     return found
@@ -197,16 +217,18 @@ def log_results(results: Mapping[str, Any]) -> None:
     Args:
         results: As `compute_results` returns them, with `colour_only` where it is known.
     """
-    test, by_case = results["test"], results["test_by_case"]
-    title = f"{by_case['tiles']} cases (mean probability)" if by_case else ""
-    log.info("  %-18s %-24s %s", "", f"{test['tiles']} tiles", title)
+    levels = Levels.of(results)
+    tiles, cases = levels.tiles, levels.cases
+    title = f"{cases['tiles']} cases ({results['case_level']['title']})" if cases else ""
+    log.info("  %-18s %-24s %s", "", f"{tiles['tiles']} tiles", title)
     for name, metric in NAMES.items():
-        by_tile = format_estimate(test, name) or "undefined"
-        of_cases = (format_estimate(by_case, name) or "undefined") if by_case else ""
+        by_tile = format_estimate(tiles, name) or "undefined"
+        of_cases = (format_estimate(cases, name) or "undefined") if cases else ""
         log.info("  %-18s %-24s %s", metric, by_tile, of_cases)
     log.info(
-        "In brackets: 95%% intervals over %s; none with fewer than 3 of a class, or if all are alike.",
-        test["intervals_over"],
+        "In brackets: 95%% intervals over the %d %s; none with fewer than 3 of a class, or if all are alike.",
+        tiles["units"],
+        tiles["intervals_over"],
     )
     _log_decision(results)
     if results.get("colour_only"):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from histo_pl.data import HistologyDataModule
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Decision
+from histo_pl.evaluation.cases import CaseRule, by_case
 from histo_pl.evaluation.predictions import Predictions, format_estimate
 from histo_pl.evaluation.report import Report
 from histo_pl.evaluation.results import (
@@ -72,11 +73,10 @@ def evaluate(
     file = find_checkpoint(str(checkpoint))
     model = load_model(file)
     options = {"image_size": model.image_size, "resize": model.resize, "test_all": split == "all"} | data_options
-    try:
-        data = open_data(root, **options)
-    except TypeError as error:
-        raise UserError(f"An option of the data is not as expected ({error}). Received: {data_options}") from error
+    data = open_data(root, **options)
     data.setup()
+    if not data.has_test:
+        raise UserError(f"This folder has train and val, and no test. Expected split=all. Received: split={split}")
     _announce(file, model, data, tta)
     folder = Path(os.path.relpath(run_dir or new_folder("evaluations/%Y-%m-%d/%H-%M-%S")))
     decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
@@ -84,7 +84,8 @@ def evaluate(
     trained_split = np.array([model.training_hashes.get(data.hashes[path], "") for path in tested.path])
     unseen = tested.take(trained_split == "") if (trained_split == "").any() else tested
     seen = _seen_tiles(model, tested, trained_split)
-    results = compute_results(unseen, decision) | {
+    rule = CaseRule(**model.case_rule)
+    results = compute_results(unseen, decision, rule) | {
         "seen": seen,
         "warnings": [*_unfinished(model), seen["note"], *data.leak_warnings()],
         "data": data.summary() | {"root": str(data.root)},
@@ -94,7 +95,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.csv", data, {"test": tested}, decision, model.training_hashes)
     write_results(folder, results)
-    write_report(folder, _report(data, model, unseen, results, settings))
+    write_report(folder, _report(data, model, unseen, rule, results, settings))
     _log(results, partly_seen=len(unseen) < len(tested))
     return results
 
@@ -151,12 +152,18 @@ def _note_of_seen(model: TrainedModel, counts: Counter[str]) -> str:
 
 
 def _report(
-    data: HistologyDataModule, model: TrainedModel, unseen: Predictions, results: dict[str, Any], settings: str
+    data: HistologyDataModule,
+    model: TrainedModel,
+    unseen: Predictions,
+    rule: CaseRule,
+    results: dict[str, Any],
+    settings: str,
 ) -> Report:
     return Report(
         title=f"{data.name}: evaluation of a model trained on {model.trained_on}",
         results=results,
         predictions=unseen,
+        cases=by_case(unseen, rule),
         root=data.root,
         columns=data.values_of_columns(unseen.path.tolist()),
         notes=[*results["warnings"], *caveats(results)],

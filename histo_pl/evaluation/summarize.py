@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from histo_pl.data.csv import read_table
 from histo_pl.errors import UserError
 from histo_pl.evaluation import plots
+from histo_pl.evaluation.cases import CaseRule, by_case, explain_cases, summarize_cases
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate
 from histo_pl.storage import atomic_write_text
@@ -40,6 +42,7 @@ def summarize(folder: Path) -> str:
             f"multirun/DAY/TIME. Received: {folder} with {len(files)}"
         )
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    _check_tested(files, runs)
     missing = _missing_folds(runs)
     summary = {
         "runs": [file.parent.relative_to(folder).as_posix() for file in files],
@@ -52,6 +55,15 @@ def summarize(folder: Path) -> str:
         stream.write(json.dumps(summary, indent=2) + "\n")
     plots.save({"summary": _picture(summary)}, folder)
     return _table(summary, folder)
+
+
+def _check_tested(files: Sequence[Path], runs: Sequence[dict[str, Any]]) -> None:
+    untested = [file for file, run in zip(files, runs, strict=True) if run["test"] is None]
+    if untested:
+        raise UserError(
+            f"A run has no test to summarize, as its folder has train and val alone. Expected runs with a test. "
+            f"Received: {untested[0].parent}"
+        )
 
 
 def _number_of(file: Path) -> tuple[bool, int, str]:
@@ -84,21 +96,47 @@ def _pool(files: Sequence[Path], runs: Sequence[dict[str, Any]]) -> dict[str, An
     folds = [run["data"].get("fold") for run in runs]
     if None in folds or sorted(folds) != [[number, len(folds)] for number in range(len(folds))]:
         return None
-    rows = [row for file in files for row in read_table(file, "predictions.csv", NEEDED) if row["split"] == "test"]
-    if len({row["path"] for row in rows}) != len(rows):
+    tested = [[row for row in read_table(file, "predictions.csv", NEEDED) if row["split"] == "test"] for file in files]
+    if len({row["path"] for rows in tested for row in rows}) != sum(map(len, tested)):
         return None
-    scores = _scores(rows, "probability", [float(row["threshold"]) for row in rows])
-    pooled = {"test": scores.summary(), "test_by_case": scores.summary_by_case(), "colour_only": None}
-    if all(row.get("colour_only") for row in rows):
-        baseline = _scores(rows, "colour_only", [0.5] * len(rows))
-        pooled |= {"colour_only": baseline.summary(), "colour_only_by_case": baseline.summary_by_case()}
-    return pooled
+    pooled = _pool_level(
+        [_predictions(rows, "probability") for rows in tested], [_rule(run, "case_level") for run in runs]
+    )
+    levels = {"test": pooled[0], "test_by_case": pooled[1], "case_note": pooled[2], "colour_only": None}
+    if all(row.get("colour_only") for rows in tested for row in rows):
+        baseline = _pool_level(
+            [_predictions(rows, "colour_only") for rows in tested],
+            [_rule(run, "colour_only_case_rule") for run in runs],
+        )
+        levels |= {"colour_only": baseline[0], "colour_only_by_case": baseline[1]}
+    return levels
 
 
-def _scores(rows: Sequence[dict[str, str]], column: str, thresholds: Sequence[float]) -> Predictions:
+def _pool_level(
+    tested: Sequence[Predictions], rules: Sequence[CaseRule]
+) -> tuple[dict[str, Any], dict[str, Any] | None, str | None]:
+    """Summarize all folds' tiles and, each fold's called by its own rule, their cases; say what cases are."""
+    pooled, first = Predictions.join(tested), replace(rules[0], threshold=None)
+    if {rule.score for rule in rules} != {first.score}:
+        return pooled.summary(), None, "The folds score their cases differently: there is no result by case."
+    by_fold = [by_case(tiles, rule) for tiles, rule in zip(tested, rules, strict=True)]
+    known = [cases for cases in by_fold if cases is not None]
+    whole = Predictions.join(known) if len(known) == len(by_fold) else None
+    return pooled.summary(), summarize_cases(whole, first), explain_cases(pooled, first)
+
+
+def _rule(run: Mapping[str, Any], key: str) -> CaseRule:
+    """Read a run's rule, which one of an earlier version lacks."""
+    settings = run.get(key) or {}
+    return CaseRule(**{name: settings[name] for name in ("truth", "score", "threshold") if name in settings})
+
+
+def _predictions(rows: Sequence[dict[str, str]], column: str) -> Predictions:
+    thresholds = [0.5 if column == "colour_only" else float(row["threshold"]) for row in rows]
     return Predictions(
         path=np.array([row["path"] for row in rows], np.str_),
         case=np.array([row["case"] for row in rows], np.str_),
+        group=np.array([row.get("group") or row["case"] or row["path"] for row in rows], np.str_),
         malignant=np.array([row["malignant"] == "1" for row in rows], bool),
         probability=np.array([float(row[column]) for row in rows]),
         threshold=np.array(thresholds),
@@ -150,10 +188,11 @@ def _pooled_lines(pooled: dict[str, Any]) -> list[str]:
     return [
         f"All folds' test tiles together, each tested once: {test['tiles']} tiles"
         + (f", {test['cases']} cases" if test["cases"] else "")
-        + f"; 95% intervals over {test['intervals_over']}",
+        + f"; 95% intervals over the {test['units']} {test['intervals_over']}",
         f"  {'':18} " + " ".join(f"{name:24}" for name in known),
         *(
             f"  {title:18} " + " ".join(f"{format_estimate(level, name):24}" for level in known.values())
             for name, title in NAMES.items()
         ),
+        *([pooled["case_note"]] if pooled["case_note"] else []),
     ]

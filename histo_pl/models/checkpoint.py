@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, Any] = {  # of metadata that an older checkpoint may lack
     "temperature": 1.0,
     "rule": "fixed",
     "refer": None,
+    "case_rule": {},
 }
 
 _NO_CHECKPOINT = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError)
@@ -53,6 +54,7 @@ class TrainedModel:
         rule: Name of the rule that chose the threshold, for people.
         refer: Two probabilities between which an answer is too uncertain; None: all are answered.
         training_hashes: The split, train or val, of every tile of its training, by the hash of its file.
+        case_rule: The arguments of `evaluation.cases.CaseRule`; empty: the defaults.
         finished: Its training ended, so that it is calibrated and tested.
     """
 
@@ -66,6 +68,7 @@ class TrainedModel:
     rule: str = "fixed"
     refer: tuple[float, float] | None = None
     training_hashes: dict[str, str] = field(default_factory=dict)
+    case_rule: dict[str, Any] = field(default_factory=dict)
     finished: bool = True
 
     @property
@@ -102,7 +105,16 @@ def load_model(path: str | Path) -> TrainedModel:
         refer=metadata["refer"] and tuple(metadata["refer"]),
         **{
             name: metadata[name]
-            for name in ("image_size", "resize", "threshold", "temperature", "data", "rule", "training_hashes")
+            for name in (
+                "image_size",
+                "resize",
+                "threshold",
+                "temperature",
+                "data",
+                "rule",
+                "training_hashes",
+                "case_rule",
+            )
         },
         finished=_is_finished(contents),
     )
@@ -208,6 +220,7 @@ def save_model(model: TrainedModel, path: Path) -> None:
         "rule": model.rule,
         "refer": model.refer and list(model.refer),
         "training_hashes": model.training_hashes,
+        "case_rule": model.case_rule,
         "finished": model.finished,
         "format_version": FORMAT_VERSION,
     }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from histo_pl.data import HistologyDataModule
-from histo_pl.data.datamodule import class_weights
+from histo_pl.data.samplers import class_weights
 from histo_pl.data.tile import Split, Tile
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import EncoderWithHead

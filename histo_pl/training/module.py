@@ -35,6 +35,7 @@ class TileClassifier(L.LightningModule):
         rule: Name of the rule that chose the threshold, for people.
         refer: Two probabilities between which an answer is too uncertain; None: all are answered.
         training_hashes: The split, train or val, of every tile of the training, by the hash of its file.
+        case_rule: The arguments of `evaluation.cases.CaseRule`; None: the defaults.
         finished: The training ended, so that the weights are calibrated and tested.
         format_version: Of the checkpoint's contents, see `models.checkpoint`.
         optimizer: Makes the optimizer from the network; None: it can only predict.
@@ -56,6 +57,7 @@ class TileClassifier(L.LightningModule):
         rule: str = "fixed",
         refer: Sequence[float] | None = None,
         training_hashes: Mapping[str, str] | None = None,
+        case_rule: Mapping[str, Any] | None = None,
         finished: bool = False,
         format_version: int = FORMAT_VERSION,
         optimizer: Callable[[nn.Module], Optimizer] | None = None,

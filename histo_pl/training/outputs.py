@@ -13,9 +13,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from histo_pl.data import HistologyDataModule
+from histo_pl.data.check import describe_counts
 from histo_pl.data.tile import SPLITS, Split
 from histo_pl.evaluation import plots
 from histo_pl.evaluation.calibration import Decision
+from histo_pl.evaluation.cases import CaseRule, by_case
+from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions
 from histo_pl.evaluation.report import Report
@@ -41,11 +44,13 @@ def announce_data(data: HistologyDataModule, findings: list[str]) -> None:
         counts = summary["parts"][split]
         cases = "" if counts["cases"] is None else f", {counts['cases']} cases"
         log.info("  %-5s %5d tiles, %d malignant%s", split, counts["tiles"], counts["malignant"], cases)
-    if data.group_regex is None:
+    if not data.has_cases:
         log.info("  The cases are unknown (data.group_regex): tiles of one patient may lie on both sides.")
     others = data.other_files()
     if others:
         log.info("  Left out, as they are no images of a class: %d files, such as %s", len(others), others[0])
+    for note in describe_counts(summary["checked"], len(data.tiles)):
+        log.info("  %s", note)
     for finding in findings:
         log.warning("Warning: %s", finding)
 
@@ -99,7 +104,8 @@ def write_outputs(
     data: HistologyDataModule,
     results: Mapping[str, Any],
     predictions: Mapping[Split, Predictions],
-    baseline: Predictions | None,
+    baseline: Mapping[Split, Predictions] | None,
+    rule: CaseRule,
     history: History,
 ) -> None:
     """Write the files of a run's folder: tables and results first, pictures and the report last.
@@ -109,21 +115,24 @@ def write_outputs(
         settings: The configuration as YAML.
         data: Set up.
         results: The contents of results.json.
-        predictions: Of validation and test.
+        predictions: Of validation and, where there is one, of the test.
         baseline: The baseline from colour; None: not computed.
+        rule: The truth and the score of a case.
         history: Metrics by epoch.
     """
-    tested, name = predictions["test"], results["data"]["name"]
+    name, levels = results["data"]["name"], Levels.of(results)
+    shown = predictions["test" if "test" in predictions else "val"]
     write_predictions(folder / "predictions.csv", data, predictions, Decision(**results["decision"]), {}, baseline)
     history.write(folder / "metrics.csv")
     write_results(folder, results)
     plots.save({"curves": plots.plot_curves(history.epochs, results["validation"]["epoch"] - 1, name)}, folder)
     report = Report(
-        title=f"{name}: test of a training run",
+        title=f"{name}: {levels.name.lower()} of a training run",
         results=results,
-        predictions=tested,
+        predictions=shown,
+        cases=by_case(shown, rule),
         root=data.root,
-        columns=data.values_of_columns(tested.path.tolist()),
+        columns=data.values_of_columns(shown.path.tolist()),
         notes=_notes(results),
         epochs=history.epochs,
         settings=settings,
@@ -138,9 +147,11 @@ def log_to_loggers(trainer: L.Trainer, results: Mapping[str, Any]) -> None:
         trainer: Has the loggers.
         results: The contents of results.json.
     """
+    levels = Levels.of(results)
     for logger in trainer.loggers:
         if not isinstance(logger, CSVLogger):
-            metrics = {f"test/{name}": results["test"][name] for name in NAMES if results["test"][name] is not None}
+            prefix = levels.name.lower()
+            metrics = {f"{prefix}/{name}": levels.tiles[name] for name in NAMES if levels.tiles[name] is not None}
             logger.log_metrics(metrics, step=trainer.global_step)
             logger.save()
 
@@ -154,12 +165,12 @@ def log_summary(results: Mapping[str, Any], data: HistologyDataModule) -> None:
     """
     run = results["run"]
     log.info("")
-    log.info("Test with the weights of epoch %d:", results["validation"]["epoch"])
+    log.info("%s with the weights of epoch %d:", Levels.of(results).name, results["validation"]["epoch"])
     log_results(results)
     for note in _notes(results):
         log.info("%s", note)
     log.info("Everything is in %s (%.0f s); look at report.html. To ask for an opinion:", run["folder"], run["seconds"])
-    tile = next(tile for tile in data.tiles if data.split_of[tile.path] == "test")
+    tile = data.tiles_of("test" if data.has_test else "val")[0]
     log.info("")
     log.info("  python predict.py %s %s", _argument("ckpt", run["checkpoint"]), _argument("img", data.root / tile.path))
 

@@ -21,6 +21,8 @@ from histo_pl.data import HistologyDataModule
 from histo_pl.data.tile import Split
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration, Decision
+from histo_pl.evaluation.cases import CaseRule, by_case, summarize_cases
+from histo_pl.evaluation.predictions import Predictions
 from histo_pl.evaluation.results import compute_results, predict_from_color, predictions_of, without_nan
 from histo_pl.hardware import keep_freed_memory
 from histo_pl.images import RESIZE
@@ -92,6 +94,7 @@ def run_training(
     run_dir: Path,
     seed: int = 0,
     calibration: Calibration | None = None,
+    case_rule: CaseRule | None = None,
     arithmetic: Arithmetic | None = None,
     color_baseline: bool = True,
     notes: Sequence[str] = (),
@@ -109,6 +112,7 @@ def run_training(
         run_dir: The run's folder.
         seed: Decides initial weights, order and augmentation, from 0 to 2**32 - 1.
         calibration: The rules of temperature, threshold and band; None: the defaults.
+        case_rule: The truth and the score of a case, its threshold yet to be chosen; None: the defaults.
         arithmetic: Speed settings; None: the defaults.
         color_baseline: Compute the baseline from colour alone too.
         notes: Warnings to log and to keep in the results.
@@ -124,8 +128,10 @@ def run_training(
     """
     started = time.monotonic()
     arithmetic, calibration = arithmetic or Arithmetic(), calibration or Calibration()
+    case_rule = case_rule or CaseRule()
     _prepare_process(arithmetic, seed)
     data.setup()
+    _check_cases(case_rule, data)
     initial = resolve_initial_weights(model, data, resume, needs_optimizer=optimization.probe is None)
     data.resume_at(initial.epochs)
     findings = [*notes, *data.leak_warnings(), *_tested_before(data, initial)]
@@ -142,17 +148,22 @@ def run_training(
         else:
             logits, features = _fit_linear_probe(run, optimization.probe, initial)
         decision = _choose_decision(calibration, data, logits["val"])
-        tested = predictions_of(data, "test", logits["test"], decision)
-        results = compute_results(tested, decision) | run_summary(trainer, classifier, history, run.best, data)
+        predictions: dict[Split, Predictions] = {
+            split: predictions_of(data, split, of_split, decision) for split, of_split in logits.items()
+        }
+        rule = case_rule.fit(predictions["val"], calibration)
+        reported = "test" if "test" in predictions else "val"
+        results = compute_results(predictions[reported], decision, rule, reported)
+        results |= run_summary(trainer, classifier, history, run.best, data)
         results |= {"warnings": findings, "embeddings": features and features.summary()}
         if trainer.is_global_zero:
-            validated = predictions_of(data, "val", logits["val"], decision)
-            baseline = predict_from_color(data, tested) if color_baseline else None
-            results["colour_only"] = baseline and baseline.summary()
+            baseline = predict_from_color(data, predictions) if color_baseline else None
+            results |= _results_of_baseline(baseline, case_rule, calibration, reported)
             results["run"]["seconds"] = round(time.monotonic() - started, 1)
-            write_outputs(run_dir, settings, data, results, {"val": validated, "test": tested}, baseline, history)
+            write_outputs(run_dir, settings, data, results, predictions, baseline, rule, history)
             log_to_loggers(trainer, results)
-            update_metadata(Path(run.best.best_model_path), **asdict(decision), finished=True)  # all else is written
+            metadata = asdict(decision) | {"case_rule": asdict(rule), "finished": True}
+            update_metadata(Path(run.best.best_model_path), **metadata)  # all else is written
             log_summary(results, data)
     return without_nan(results)
 
@@ -179,6 +190,34 @@ def _prepare_process(arithmetic: Arithmetic, seed: int) -> None:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     L.seed_everything(seed, workers=True, verbose=False)
+
+
+def _check_cases(rule: CaseRule, data: HistologyDataModule) -> None:
+    """Refuse a truth by which no threshold can be chosen, before hours of training."""
+    if rule.truth is None:
+        return
+    validation = [tile for tile in data.tiles if data.split_of[tile.path] == "val"]
+    malignant = {tile.case for tile in validation if tile.class_name == data.positive_class}
+    benign = {tile.case for tile in validation} - malignant
+    if "" in malignant | benign or not malignant or not benign:
+        raise UserError(
+            f"case_truth={rule.truth} needs validation cases of which some are malignant and some are not, as the "
+            f"threshold of case_score={rule.score} is chosen on them. Name the cases by data.group_regex, or raise "
+            f"data.val_fraction. Received: {len(malignant)} malignant and {len(benign)} benign ones"
+        )
+
+
+def _results_of_baseline(
+    baseline: Mapping[Split, Predictions] | None, rule: CaseRule, calibration: Calibration, split: Split
+) -> dict[str, Any]:
+    if baseline is None:
+        return {"colour_only": None, "colour_only_by_case": None}
+    rule = rule.fit(baseline["val"], calibration)
+    return {
+        "colour_only": baseline[split].summary(),
+        "colour_only_by_case": summarize_cases(by_case(baseline[split], rule), rule),
+        "colour_only_case_rule": asdict(rule),
+    }
 
 
 def _tested_before(data: HistologyDataModule, initial: InitialWeights) -> list[str]:
@@ -260,6 +299,7 @@ def _open_folder(
         with atomic_write_text(folder / CONFIG) as stream:
             stream.write(settings)
         data.write_split(folder / "split.csv")
+        data.checked.write_skipped(folder / "skipped.csv")
         yield
 
 
@@ -271,11 +311,15 @@ def _train_epochs(run: _Run, resume: str | None) -> dict[Split, dict[str, float]
         raise UserError(
             f"Nothing was trained. Expected trainer.max_epochs of at least 1. Received: {run.trainer.max_epochs}"
         )
-    loaders = [run.data.val_dataloader(), run.data.test_dataloader()]
+    loaders = [run.data.val_dataloader(), *([run.data.test_dataloader()] if run.data.has_test else [])]
     checkpoint = run.best.best_model_path
     answers: Any = run.trainer.predict(run.classifier, loaders, ckpt_path=checkpoint, weights_only=True)
-    val, test = ({path: logit for batch in batches for path, logit in batch.items()} for batches in answers)
-    return {"val": _gather(val), "test": _gather(test)}
+    answers = answers if len(loaders) > 1 else [answers]  # Lightning's, of one loader
+    of_splits = zip(("val", "test"), answers, strict=False)
+    return {
+        split: _gather({path: logit for batch in batches for path, logit in batch.items()})
+        for split, batches in of_splits
+    }
 
 
 def _gather(logits: dict[str, float]) -> dict[str, float]:
@@ -304,10 +348,8 @@ def _fit_linear_probe(
     run.best.best_model_path = str(folder / BEST)
     for name in (BEST, LAST):
         save_checkpoint(dict(classifier.hparams), classifier.state_dict(), folder / name)
-    return {
-        "val": logits_of(features, data, classifier, "val"),
-        "test": logits_of(features, data, classifier, "test"),
-    }, features
+    splits: tuple[Split, ...] = ("val", "test") if data.has_test else ("val",)
+    return {split: logits_of(features, data, classifier, split) for split in splits}, features
 
 
 def _choose_decision(calibration: Calibration, data: HistologyDataModule, logits: Mapping[str, float]) -> Decision:

@@ -150,6 +150,6 @@ def test_classes_that_differ_in_storage_or_colour_are_told(tmp_path: Path) -> No
 def test_an_empty_folder_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="There is no image to audit"):
         main(["audit", str(tmp_path)])
-    with pytest.raises(UserError, match="--group-regex finds no case"):
+    with pytest.raises(UserError, match="group_regex finds no case"):
         draw_image(tmp_path / "a" / "1.png")
         audit_tiles([tmp_path], group_regex="x(1)", out=tmp_path / "out")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from histo_pl.evaluation import plots
+from histo_pl.evaluation.cases import CaseRule, by_case, summarize_cases
 from histo_pl.evaluation.predictions import Predictions, format_estimate, referral
 from histo_pl.evaluation.report import Report, figures, worst_mistakes
 from tests.conftest import draw_image
@@ -18,9 +19,11 @@ from tests.conftest import draw_image
 def make_scores(count: int = 40, with_cases: bool = True) -> Predictions:
     generator = np.random.default_rng(0)
     malignant = np.arange(count) % 8 >= 4
+    path, case = np.array([f"tile<{n}>.png" for n in range(count)]), np.array([f"case{n // 4}" for n in range(count)])
     return Predictions(
-        path=np.array([f"tile<{n}>.png" for n in range(count)]),
-        case=np.array([f"case{n // 4}" if with_cases else "" for n in range(count)]),
+        path=path,
+        case=case if with_cases else np.full(count, ""),
+        group=case if with_cases else path,
         malignant=malignant,
         probability=np.clip(malignant * 0.3 + generator.random(count) * 0.7, 0, 1),
         threshold=np.full(count, 0.5),
@@ -30,7 +33,8 @@ def make_scores(count: int = 40, with_cases: bool = True) -> Predictions:
 def results_of(scores: Predictions) -> dict[str, Any]:
     return {
         "test": scores.summary(),
-        "test_by_case": scores.by_case().summary() if scores.unit == "cases" else None,
+        "test_by_case": summarize_cases(by_case(scores, CaseRule()), CaseRule()),
+        "case_level": {"title": "mean probability", "note": None},
         "decision": {"threshold": 0.5, "temperature": 1.2, "rule": "fixed"},
         "refer": referral(scores, (0.4, 0.6)),
         "data": {
@@ -62,8 +66,9 @@ def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path: Path, with_cases: 
     for path in scores.path:
         draw_image(tmp_path / path)
     columns = {"kind": ["<script>alert(1)</script>" if n % 2 else "x" for n in range(len(scores))]}
-    report = Report("<title>", results_of(scores), scores, tmp_path, columns, ["a note & more"], settings="a: <b>")
-    report.write(tmp_path / "report.html", figures(scores))
+    cases, notes = by_case(scores, CaseRule()), ["a note & more"]
+    report = Report("<title>", results_of(scores), scores, cases, tmp_path, columns, notes, settings="a: <b>")
+    report.write(tmp_path / "report.html", figures(scores, cases))
     text = (tmp_path / "report.html").read_text()
     page = Page()
     page.feed(text)
@@ -72,7 +77,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path: Path, with_cases: 
     assert not re.findall(r"url\((?!#|\"?#)", text)
     assert page.tags.count("svg") == 4
     assert page.tags.count("img") == len(worst_mistakes(scores))
-    assert ("as the cases are unknown" in text) != with_cases
+    assert ("The cases are unknown" in text) != with_cases
 
 
 @pytest.mark.parametrize("name", ["BODY", "TITLE", "costs $5 or $6", "{{ title }}", "a_{b}$^$"])
@@ -81,7 +86,8 @@ def test_any_name_of_a_data_set_is_shown_as_it_is(tmp_path: Path, name: str) -> 
     results = results_of(scores) | {"validation": {"epoch": 1}, "epochs": 1}
     results["data"]["name"] = name
     epochs = [{"epoch": 0, "train/loss": 1.0, "val/loss": 1.0}]
-    Report(name, results, scores, tmp_path, epochs=epochs).write(tmp_path / "report.html", figures(scores))
+    report = Report(name, results, scores, None, tmp_path, epochs=epochs)
+    report.write(tmp_path / "report.html", figures(scores, None))
     text = (tmp_path / "report.html").read_text()
     assert f"<h1>{escape(name)}</h1>" in text
     plots.plot_curves(epochs, 0, name).savefig(tmp_path / "curves.png")
@@ -91,7 +97,7 @@ def test_a_result_of_one_class_or_of_no_number_still_has_its_report(tmp_path: Pa
     scores = make_scores()
     diverged = scores.with_probability(np.full(len(scores), np.nan), 0.5)
     for ones in (scores.take(scores.malignant), diverged):
-        Report("t", results_of(ones), ones, tmp_path).write(tmp_path / "report.html", figures(ones))
+        Report("t", results_of(ones), ones, None, tmp_path).write(tmp_path / "report.html", figures(ones, None))
         assert "undefined" in (tmp_path / "report.html").read_text()
 
 
@@ -105,20 +111,6 @@ def test_the_worst_mistakes_are_the_most_certain_ones_of_both_kinds() -> None:
         errors = np.abs(scores.probability - scores.malignant)
         rest = [index for index in np.flatnonzero(wrong & (scores.malignant == malignant)) if index not in mine]
         assert errors[mine].min() >= errors[rest].max(initial=0)
-
-
-def test_a_case_has_its_tiles_mean_and_is_malignant_if_a_tile_is() -> None:
-    scores = Predictions(
-        path=np.array(["1", "2", "3"]),
-        case=np.array(["a", "a", "b"]),
-        malignant=np.array([False, True, False]),
-        probability=np.array([0.2, 0.6, 0.1]),
-        threshold=np.array([0.5, 0.5, 0.5]),
-    )
-    cases = scores.by_case()
-    assert cases.path.tolist() == ["a", "b"]
-    assert cases.probability == pytest.approx([0.4, 0.1])
-    assert cases.malignant.tolist() == [True, False]
 
 
 def test_a_referral_counts_what_it_answers() -> None:

@@ -1,0 +1,57 @@
+"""The keys of a data set on the command line of python -m histo_pl, as the scripts take them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from histo_pl.cli.command_line import quote_literals
+from histo_pl.data.source import TileSource
+from histo_pl.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell folders from keys of the data.
+
+    Args:
+        arguments: Such as `tiles`, `data=breakhis` and `data.magnification=200`.
+
+    Returns:
+        The folders and the keys; what exists under that very name is a folder.
+    """
+    keys = [one for one in arguments if one.startswith(("data.", "data=")) and "=" in one and not Path(one).exists()]
+    return [one for one in arguments if one not in keys], keys
+
+
+def source_options(keys: Sequence[str]) -> dict[str, Any]:
+    r"""Compose `conf/data` with the keys of a command line.
+
+    Args:
+        keys: Such as `data=breakhis` and `data.group_regex=patient\d+`, as typed.
+
+    Returns:
+        The attributes of `TileSource` that are set, beside the root.
+
+    Raises:
+        UserError: A key is unknown, or there is no `conf/`.
+    """
+    if not keys:
+        return {}
+    if not CONF.is_dir():
+        raise UserError(
+            f"Keys of the data are those of conf/, which a clone has and a wheel has not. Received: {keys[0]}"
+        )
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            config = compose("evaluate", quote_literals(keys, {}))
+        except HydraException as error:
+            reason = " ".join(str(error.__cause__ or error).split()).partition(" Config search path")[0]
+            raise UserError(f"A key of the data is not as expected ({reason}). Received: {' '.join(keys)}") from error
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    names = [name for name in TileSource.__dataclass_fields__ if name != "root"]
+    return {name: data[name] for name in names if data.get(name) is not None}

@@ -22,7 +22,10 @@ ROOMS: dict[str, set[str]] = {  # beside the ground modules
     "benchmark": {"data", "inference", "models", "training"},
     "cli": {"data", "evaluation", "models", "training"},
 }
-RUN: dict[str, set[str]] = {"evaluation/run.py": {"data", "evaluation", "inference", "models"}}
+RUN: dict[str, set[str]] = {
+    "evaluation/run.py": {"data", "evaluation", "inference", "models"},
+    "evaluation/seen.py": {"data", "models"},
+}
 HEAVY = {  # packages that a room does not know
     "data": {"hydra", "omegaconf"},
     "models": {"hydra", "omegaconf", "lightning"},

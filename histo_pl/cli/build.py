@@ -106,6 +106,7 @@ def evaluation_arguments(config: DictConfig) -> dict[str, Any]:
         "split": config.split,
         "device": config.device,
         "tta": config.tta,
+        "seen_cases": config.seen_cases,
         "run_dir": config.run_dir,
         "settings": OmegaConf.to_yaml(config, resolve=True),
         "open_data": get_class(data["_target_"]),

@@ -31,8 +31,10 @@ def unpack(archive: Path) -> Path:
     folder = archive.with_suffix("")
     try:
         with zipfile.ZipFile(archive) as contents:
+            has_backslashes = _with_slashes(contents.infolist())
             members = [member for member in contents.infolist() if _is_wanted(member, archive)]
-            origin = f"{archive.name} {sum(m.file_size for m in members)} {len(members)}\n"
+            origin = f"{archive.name} {sum(m.file_size for m in members)} {len(members)}"
+            origin += f"{' with backslashes' if has_backslashes else ''}\n"  # which were once unpacked flat
             if folder.exists():
                 _check_origin(folder, origin, archive)
                 return folder
@@ -48,8 +50,16 @@ def unpack(archive: Path) -> Path:
     return folder
 
 
+def _with_slashes(members: list[zipfile.ZipInfo]) -> bool:
+    """Repair names that some Windows tools write against the format (APPNOTE 4.4.17.1); tell if there were any."""
+    wrong = [member for member in members if "\\" in member.filename]
+    for member in wrong:
+        member.filename = member.filename.replace("\\", "/")
+    return bool(wrong)
+
+
 def _is_wanted(member: zipfile.ZipInfo, archive: Path) -> bool:
-    path = PurePosixPath(member.filename.replace("\\", "/"))
+    path = PurePosixPath(member.filename)
     if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
         raise UserError(
             f"The zip file would write outside of its folder. Do not trust it. Received: {archive} with "

@@ -156,13 +156,18 @@ def choose_threshold(rule: float | str, least_sensitivity: float, probability: A
         )
     distinct = np.unique(probability)
     candidates = np.r_[distinct[0] / 2, (distinct[1:] + distinct[:-1]) / 2, (distinct[-1] + 1) / 2]
-    called = probability > candidates[:, None]
-    sensitivity, specificity = called[:, malignant].mean(axis=1), (~called[:, ~malignant]).mean(axis=1)
+    sensitivity, wrongly_called = (_share_above(probability[chosen], candidates) for chosen in (malignant, ~malignant))
+    specificity = 1 - wrongly_called
     if rule == "sensitivity":
         return float(candidates[np.flatnonzero(sensitivity >= least_sensitivity)[-1]])
     gain = sensitivity + specificity
     best = candidates[gain > gain.max() - 1e-12]
     return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def _share_above(probability: Array, candidates: Array) -> Array:
+    """Compute the share of probabilities above each candidate."""
+    return 1 - np.searchsorted(np.sort(probability), candidates, side="right") / len(probability)
 
 
 def choose_band(

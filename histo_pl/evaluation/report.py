@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from histo_pl.data.check import describe_counts
 from histo_pl.errors import ImageError
 from histo_pl.evaluation import plots
 from histo_pl.evaluation.levels import Levels
@@ -211,6 +212,7 @@ def _data(results: Mapping[str, Any]) -> dict[str, Any]:
     ]
     lines += [f"Split: {data['split'][:12]}"] if data.get("split") else []
     lines += results.get("warnings") or ["No file lies twice in two parts."]
+    lines += describe_counts(data.get("checked") or {}, sum(row[1] for row in rows))
     return {"rows": rows, "lines": lines}
 
 

@@ -2,16 +2,14 @@
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from histo_pl.data import HistologyDataModule
+from histo_pl.data.check import describe_counts
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Decision
 from histo_pl.evaluation.cases import CaseRule, by_case
@@ -26,6 +24,7 @@ from histo_pl.evaluation.results import (
     write_report,
     write_results,
 )
+from histo_pl.evaluation.seen import KEEP, SKIP, find_seen
 from histo_pl.inference import Predictor
 from histo_pl.models.checkpoint import UNFINISHED, TrainedModel, find_checkpoint, load_model
 from histo_pl.storage import new_folder, refuse_results
@@ -40,6 +39,7 @@ def evaluate(
     split: str = "all",
     device: str = "auto",
     tta: bool = False,
+    seen_cases: str = KEEP,
     run_dir: str | Path | None = None,
     settings: str = "",
     open_data: Callable[..., HistologyDataModule] = HistologyDataModule,
@@ -47,7 +47,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Test a checkpoint on a folder of tiles, and write the evaluation's folder.
 
-    Tiles that had a part in the checkpoint's training are found by their content and counted apart.
+    Tiles that had a part in the checkpoint's training are found by their content and counted apart; other tiles of its
+    patients are found by their case.
 
     Args:
         checkpoint: A best.ckpt, a run's folder, or `latest`.
@@ -55,6 +56,7 @@ def evaluate(
         split: `all`: every tile; `test`: the test tiles of the folder, of `split_file`, or of a split drawn by `seed`.
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
         tta: Average the logits of a tile's eight views (test-time augmentation).
+        seen_cases: `keep` tiles of cases that had a part in the training, or `skip` them.
         run_dir: The folder to write; None: evaluations/DAY/TIME.
         settings: The configuration as YAML, for the report.
         open_data: Makes the data module.
@@ -68,6 +70,8 @@ def evaluate(
     """
     if split not in ("test", "all"):
         raise UserError(f"split is not as expected. Expected test or all. Received: {split}")
+    if seen_cases not in (KEEP, SKIP):
+        raise UserError(f"seen_cases is not as expected. Expected {KEEP} or {SKIP}. Received: {seen_cases}")
     if run_dir is not None:
         refuse_results(Path(run_dir), ("results.json", "predictions.csv", "report.html"), "run_dir")
     file = find_checkpoint(str(checkpoint))
@@ -81,18 +85,19 @@ def evaluate(
     folder = Path(os.path.relpath(run_dir or new_folder("evaluations/%Y-%m-%d/%H-%M-%S")))
     decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
     tested = predictions_of(data, "test", _logits(Predictor(model, device, tta=tta), data), decision)
-    trained_split = np.array([model.training_hashes.get(data.hashes[path], "") for path in tested.path])
-    unseen = tested.take(trained_split == "") if (trained_split == "").any() else tested
-    seen = _seen_tiles(model, tested, trained_split)
+    seen_tiles = find_seen(model, data.hashes, tested)
+    unseen = tested.take(seen_tiles.unseen(seen_cases))
+    seen = seen_tiles.summary(tested, seen_cases)
     rule = CaseRule(**model.case_rule)
     results = compute_results(unseen, decision, rule) | {
         "seen": seen,
-        "warnings": [*_unfinished(model), seen["note"], *data.leak_warnings()],
+        "warnings": [*_unfinished(model), *filter(None, (seen["note"], seen["case_note"])), *data.leak_warnings()],
         "data": data.summary() | {"root": str(data.root)},
         "checkpoint": {"file": str(file), "trained_on": model.trained_on, "tta": tta},
         "folder": str(folder),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    data.checked.write_skipped(folder / "skipped.csv")
     write_predictions(folder / "predictions.csv", data, {"test": tested}, decision, model.training_hashes)
     write_results(folder, results)
     write_report(folder, _report(data, model, unseen, rule, results, settings))
@@ -105,6 +110,8 @@ def _announce(file: Path, model: TrainedModel, data: HistologyDataModule, tta: b
     if tta:
         log.info("Each answer is the mean of a tile's eight views (tta).")
     log.info("Data: %s, %s; malignant is %s.", data.name, data.root, data.positive_class)
+    for note in describe_counts(data.checked.counts(), len(data.tiles)):
+        log.info("  %s", note)
 
 
 def _unfinished(model: TrainedModel) -> list[str]:
@@ -116,39 +123,6 @@ def _logits(predictor: Predictor, data: HistologyDataModule) -> dict[str, float]
     for batch in tqdm(data.test_dataloader(), desc="Evaluating", unit="batch"):
         logits |= zip(batch["path"], predictor.logits(batch["image"]).tolist(), strict=True)
     return logits
-
-
-def _seen_tiles(model: TrainedModel, tested: Predictions, trained_split: NDArray[np.str_]) -> dict[str, Any]:
-    """Count the tiles that had a part in the training, and compute their results apart."""
-    counts = Counter(trained_split.tolist())
-    known = counts["train"] + counts["val"]
-    return {
-        "note": _note_of_seen(model, counts),
-        "train": counts["train"],
-        "val": counts["val"],
-        "test": tested.take(trained_split != "").summary() if known else None,
-    }
-
-
-def _note_of_seen(model: TrainedModel, counts: Counter[str]) -> str:
-    known, total = counts["train"] + counts["val"], counts.total()
-    if not model.training_hashes:
-        return (
-            "The checkpoint does not say which tiles trained it: if these are among them, the figures are "
-            "optimistically biased."
-        )
-    if not known:
-        return (
-            f"None of the {total} files is one that trained or validated the checkpoint. (Re-saved copies, and other "
-            f"tiles of its patients, cannot be recognised.)"
-        )
-    consequence = "they are left out of the figures"
-    if known == total:
-        consequence = "all figures are on these, and optimistically biased"
-    return (
-        f"{known} of the {total} tiles had a part in the checkpoint's training ({counts['train']} trained it, "
-        f"{counts['val']} validated it): {consequence}."
-    )
 
 
 def _report(

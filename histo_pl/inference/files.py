@@ -36,3 +36,12 @@ def find_images(name: str | None) -> list[Path]:
             f"that matches some. Received: {name}"
         )
     return files
+
+
+def find_others(name: str) -> list[Path]:
+    """List the visible files of a folder that `find_images` passes over; none where the name means no folder.
+
+    Args:
+        name: As for `find_images`.
+    """
+    return [file for file in find_files(name) if not is_image(file)] if Path(name).is_dir() else []

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from histo_pl.appearance import LEAST_TISSUE, is_grey, sample_pixels, tissue_share
 from histo_pl.errors import ImageError, UserError
 from histo_pl.hardware import usable_cores
 from histo_pl.images import read_tile
@@ -29,6 +30,7 @@ class Prediction:
         probability: Of malignancy, in [0, 1]; None if there is no answer.
         label: Malignant, Benign, or `Uncertain: refer` within the checkpoint's band; None if there is no answer.
         error: The reason why there is no answer; None if all went well.
+        note: A reason to doubt the answer: hardly any tissue, or no colour; None if there is none.
         trained_on: The name of the data that trained the model.
     """
 
@@ -36,6 +38,7 @@ class Prediction:
     probability: float | None
     label: str | None
     error: str | None
+    note: str | None
     trained_on: str
 
     def row(self) -> dict[str, str | float | None]:
@@ -138,7 +141,7 @@ class Predictor:
         readable = [tile for tile in tiles if isinstance(tile, Tensor)]
         answers = iter(self.probabilities(torch.stack(readable)).tolist() if readable else ())
         for file, tile in zip(files, tiles, strict=True):
-            yield (self._failure(file, tile) if isinstance(tile, ImageError) else self._answer(file, next(answers)))
+            yield self._failure(file, tile) if isinstance(tile, ImageError) else self._answer(file, tile, next(answers))
 
     def _read(self, file: Path) -> Tensor | ImageError:
         try:
@@ -146,15 +149,29 @@ class Predictor:
         except ImageError as error:
             return error
 
-    def _answer(self, file: Path, probability: float) -> Prediction:
+    def _answer(self, file: Path, tile: Tensor, probability: float) -> Prediction:
         if math.isnan(probability):
             reason = f"The model's answer is no number: its weights have diverged. Received: {file}"
-            return Prediction(str(file), None, None, reason, self.model.trained_on)
+            return Prediction(str(file), None, None, reason, None, self.model.trained_on)
         label = label_of(probability, self.model.threshold, self.model.refer)
-        return Prediction(str(file), probability, label, None, self.model.trained_on)
+        return Prediction(str(file), probability, label, None, self._note(tile), self.model.trained_on)
+
+    def _note(self, tile: Tensor) -> str | None:
+        """Say what is unusual about a tile, uint8 of shape (3, S, S)."""
+        sample = sample_pixels(tile.permute(1, 2, 0).numpy())
+        if tissue_share(sample) < LEAST_TISSUE:
+            return "hardly any tissue"
+        return "grey, unlike the training tiles" if is_grey(sample) and not self._trained_on_grey else None
+
+    @property
+    def _trained_on_grey(self) -> bool:
+        """True if most training tiles had no colour; a checkpoint of an earlier version does not say."""
+        counts = self.model.data.get("checked", {})
+        tiles = sum(split["tiles"] for split in (self.model.data.get("parts") or {}).values())
+        return 2 * counts.get("grey", 0) > tiles
 
     def _failure(self, file: Path, error: ImageError) -> Prediction:
-        return Prediction(str(file), None, None, str(error), self.model.trained_on)
+        return Prediction(str(file), None, None, str(error), None, self.model.trained_on)
 
 
 def dihedral_views(images: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from histo_pl.errors import UserError
 from histo_pl.hardware import keep_freed_memory as keep_memory
 from histo_pl.images import OPENCV_RESIZE
-from histo_pl.inference.files import find_images
+from histo_pl.inference.files import find_images, find_others
 from histo_pl.inference.predictor import Predictor
 from histo_pl.inference.table import check_format, format_table, write_table
 from histo_pl.models.checkpoint import TrainedModel, find_checkpoint, load_model
@@ -47,6 +47,7 @@ def predict(
     if keep_freed_memory:
         keep_memory()
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
+    passed_over = find_others(str(img))
     if out is not None:
         check_format(Path(out))
     predictor = Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
@@ -58,6 +59,8 @@ def predict(
     print(format_table(predictions))
     if out is not None:
         write_table(predictions, Path(out))
+    if passed_over:
+        print(f"Passed over, as no images: {len(passed_over)} files, such as {passed_over[0]}", file=sys.stderr)
     if predictor.model.data["synthetic"]:
         print("Its training tiles were drawn by a program: it knows nothing of real tissue.", file=sys.stderr)
     if errors:

@@ -20,13 +20,14 @@ def format_table(predictions: Sequence[Prediction]) -> str:
         predictions: At least one.
 
     Returns:
-        Lines of text; a file without an answer has its error in place of a label.
+        Lines of text; a file without an answer has its error in place of a label, and a note stands behind it.
     """
     width = max(len("file"), *(len(p.file) for p in predictions))
     lines = [f"{'file':<{width}}  probability  label"]
     for p in predictions:
         probability = "" if p.probability is None else f"{p.probability:.4f}"
-        lines.append(f"{p.file:<{width}}  {probability:>11}  {p.label or f'ERROR: {p.error}'}")
+        answer = p.label or f"ERROR: {p.error}"
+        lines.append(f"{p.file:<{width}}  {probability:>11}  {answer}{f' ({p.note})' if p.note else ''}")
     return "\n".join(lines)
 
 

@@ -16,7 +16,17 @@ from histo_pl.models.checkpoint import KERAS_SUFFIXES, TrainedModel, load_model,
 from histo_pl.storage import atomic_write
 
 CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")
-NOTED = ("resize", "threshold", "rule", "refer", "data", "training_hashes")  # of a TrainedModel, not of Keras
+ABSENT: dict[str, Any] = {"training_hashes": {}, "training_cases": [], "case_rule": {}}  # in files of older versions
+NOTED = (
+    "resize",
+    "threshold",
+    "rule",
+    "refer",
+    "data",
+    "training_hashes",
+    "training_cases",
+    "case_rule",
+)  # of a TrainedModel, not of Keras
 ASSUMED = """\
 Weights alone do not say how they are used. Taken for the notebook's network: no padding, 2x2 max-pooling, ReLU after
 each convolution, that activation after the dense layer (--dense-activation), a sigmoid at the end. Check a few tiles.
@@ -141,7 +151,7 @@ def _unknown_training(source: Path) -> dict[str, Any]:
         "rule": "fixed",
         "refer": None,
         "data": data,
-        "training_hashes": {},
+        **ABSENT,
     }
 
 
@@ -150,12 +160,12 @@ def _noted_training(source: Path, note: Any) -> dict[str, Any]:  # noqa: ANN401
     known = _unknown_training(source)
     if not isinstance(note, dict) or not isinstance(note.get("data"), dict):
         raise _changed_note(source)
-    note = {"training_hashes": {}} | note  # older files have none
+    note = {**ABSENT, **note}
     if (
         note.keys() != known.keys()
         or note["resize"] not in tuple(RESIZES)
         or not isinstance(note["threshold"], int | float)
-        or not isinstance(note["training_hashes"], dict)
+        or any(not isinstance(note[name], type(default)) for name, default in ABSENT.items())
         or not known["data"].keys() <= note["data"].keys()
     ):
         raise _changed_note(source)

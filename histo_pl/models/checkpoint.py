@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, Any] = {  # of metadata that an older checkpoint may lack
     "temperature": 1.0,
     "rule": "fixed",
     "refer": None,
+    "training_cases": [],
     "case_rule": {},
 }
 
@@ -54,6 +55,7 @@ class TrainedModel:
         rule: Name of the rule that chose the threshold, for people.
         refer: Two probabilities between which an answer is too uncertain; None: all are answered.
         training_hashes: The split, train or val, of every tile of its training, by the hash of its file.
+        training_cases: The cases of its trainings, each with the arguments of `data.hashing.CaseHashes`.
         case_rule: The arguments of `evaluation.cases.CaseRule`; empty: the defaults.
         finished: Its training ended, so that it is calibrated and tested.
     """
@@ -68,6 +70,7 @@ class TrainedModel:
     rule: str = "fixed"
     refer: tuple[float, float] | None = None
     training_hashes: dict[str, str] = field(default_factory=dict)
+    training_cases: list[dict[str, Any]] = field(default_factory=list)
     case_rule: dict[str, Any] = field(default_factory=dict)
     finished: bool = True
 
@@ -113,6 +116,7 @@ def load_model(path: str | Path) -> TrainedModel:
                 "data",
                 "rule",
                 "training_hashes",
+                "training_cases",
                 "case_rule",
             )
         },
@@ -220,6 +224,7 @@ def save_model(model: TrainedModel, path: Path) -> None:
         "rule": model.rule,
         "refer": model.refer and list(model.refer),
         "training_hashes": model.training_hashes,
+        "training_cases": model.training_cases,
         "case_rule": model.case_rule,
         "finished": model.finished,
         "format_version": FORMAT_VERSION,

@@ -54,12 +54,14 @@ class InitialWeights:
         state: Tensors by their names in the network: of all its layers, or of the encoder alone. None: random ones.
         pretrained_on: Name of the data that trained the first weights, if they were given.
         training_hashes: The tiles that those weights were trained on, see `TrainedModel.training_hashes`.
+        training_cases: Their cases, see `TrainedModel.training_cases`.
         epochs: Number of epochs that a resumed run has trained.
     """
 
     state: Mapping[str, Tensor] | None = None
     pretrained_on: str | None = None
     training_hashes: Mapping[str, str] = field(default_factory=dict)
+    training_cases: Sequence[Mapping[str, Any]] = ()
     epochs: int = 0
 
 
@@ -100,7 +102,9 @@ def resolve_initial_weights(
     trained = load_model(find_checkpoint(model.weights))
     _check_same_network(model.weights, trained.model_config, model.config)
     _announce(model.weights, trained)
-    return InitialWeights(trained.network.state_dict(), trained.trained_on, trained.training_hashes)
+    return InitialWeights(
+        trained.network.state_dict(), trained.trained_on, trained.training_hashes, trained.training_cases
+    )
 
 
 def _is_checkpoint(weights: str, model_config: Mapping[str, Any]) -> bool:
@@ -176,8 +180,11 @@ def _resumed_weights(path: str, model: Model, data: HistologyDataModule, needs_o
         )
     if model.weights is not None:
         _announce_resumed_weights(path)
-    hashes = run.metadata["training_hashes"] if origin else {}
-    return InitialWeights(run.state, pretrained_on=origin, training_hashes=hashes, epochs=run.epochs)
+    if origin is None:
+        return InitialWeights(run.state, epochs=run.epochs)
+    cases = run.metadata["training_cases"]
+    earlier = cases[:-1] if data.has_cases else cases  # the last are those of the run itself
+    return InitialWeights(run.state, origin, run.metadata["training_hashes"], earlier, run.epochs)
 
 
 def _check_contents(run: _InterruptedRun, data: HistologyDataModule) -> None:

@@ -35,6 +35,8 @@ class TileClassifier(L.LightningModule):
         rule: Name of the rule that chose the threshold, for people.
         refer: Two probabilities between which an answer is too uncertain; None: all are answered.
         training_hashes: The split, train or val, of every tile of the training, by the hash of its file.
+        training_cases: The cases of the training, and of those before it, each with the arguments of
+            `data.hashing.CaseHashes`.
         case_rule: The arguments of `evaluation.cases.CaseRule`; None: the defaults.
         finished: The training ended, so that the weights are calibrated and tested.
         format_version: Of the checkpoint's contents, see `models.checkpoint`.
@@ -57,6 +59,7 @@ class TileClassifier(L.LightningModule):
         rule: str = "fixed",
         refer: Sequence[float] | None = None,
         training_hashes: Mapping[str, str] | None = None,
+        training_cases: Sequence[Mapping[str, Any]] = (),
         case_rule: Mapping[str, Any] | None = None,
         finished: bool = False,
         format_version: int = FORMAT_VERSION,

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from histo_pl.data import HistologyDataModule
+from histo_pl.data.hashing import CaseHashes
 from histo_pl.data.tile import Split
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration, Decision
@@ -244,6 +245,7 @@ def _make_classifier(
         data=summary if initial.pretrained_on is None else summary | {"pretrained_on": initial.pretrained_on},
         resize=RESIZE,
         training_hashes=dict(initial.training_hashes) | hashes,
+        training_cases=[*map(dict, initial.training_cases), *_training_cases(data)],
         optimizer=optimization.optimizer,
         scheduler=optimization.scheduler,
         trainable=model.trainable,
@@ -252,6 +254,14 @@ def _make_classifier(
     if initial.state is not None:
         classifier.network.load_state_dict(classifier.network.state_dict() | dict(initial.state))
     return classifier
+
+
+def _training_cases(data: HistologyDataModule) -> list[dict[str, Any]]:
+    """Hash the cases of training and validation; none where cases are unknown."""
+    if not data.has_cases:
+        return []
+    split_of = {tile.case: data.split_of[tile.path] for tile in data.tiles if data.split_of[tile.path] != "test"}
+    return [asdict(CaseHashes.of(split_of, data.summary()["split"]))]
 
 
 def _pos_weight(wanted: float | str | None, counts: Mapping[str, int]) -> float | None:

@@ -56,3 +56,19 @@ def test_a_damaged_zip_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "tiles.zip").write_bytes(b"PK no zip")
     with pytest.raises(UserError, match="cannot be unpacked"):
         unpack(tmp_path / "tiles.zip")
+
+
+def test_a_zip_with_backslashes_is_unpacked_into_folders(tmp_path: Path) -> None:
+    """As some Windows tools write them. Unpacked flat by an earlier version, the folder is not taken for it."""
+    names = [rf"tiles\{kind}\{n}.png" for kind in ("benign", "malignant") for n in range(5)]
+    archive = write_zip(tmp_path / "tiles.zip", *names)
+    with zipfile.ZipFile(archive, "a") as contents:
+        contents.writestr("tiles\\empty\\", b"")
+    data = HistologyDataModule(archive, num_workers=0, on_error="stop")
+    data.setup()
+    assert len(data.tiles) == 10
+    assert not [path for path in (tmp_path / "tiles").rglob("*") if "\\" in path.name]
+    note = tmp_path / "tiles" / ".unpacked_from"
+    note.write_text(note.read_text().replace(" with backslashes", ""))
+    with pytest.raises(UserError, match="is not from this zip file"):
+        unpack(archive)

@@ -1,5 +1,6 @@
 """Tiles and patients that had a part in the training of the checkpoint that is tested."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ PATIENTS = {f"p{number}": ("benign", "malignant")[number % 2] for number in rang
 def draw(root: Path, patients: list[str], name: str, tiles: int = 4) -> Path:
     for patient in patients:
         for number in range(tiles):
-            seed = hash((patient, name, number)) % 2**31
+            seed = zlib.crc32(f"{patient} {name} {number}".encode())
             draw_image(root / PATIENTS.get(patient, "benign") / f"{patient}_{name}{number}.png", seed)
     return root
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from histo_pl.errors import ImageError
-from histo_pl.images import EXTENSIONS, KERAS_RESIZE, OPENCV_RESIZE, read_rgb, read_tile
+from histo_pl.images import EXTENSIONS, KERAS_RESIZE, OPENCV_RESIZE, decode_some, read_rgb, read_tile
 from tests.conftest import draw_image
 from tests.keras_peer import keras
 
@@ -130,3 +130,12 @@ def test_a_bad_file_gets_one_error_that_names_it(tmp_path: Path, damage, name: s
         read_rgb(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (9, 70), (63, 64), (127, 128), (129, 200), (224, 224), (700, 460), (1000, 77)]
+)
+def test_every_nth_pixel_is_taken_from_the_file(size: tuple[int, int], tmp_path: Path) -> None:
+    file = draw_image(tmp_path / "a.png", size=size)
+    across, down = (max(1, side // 64) for side in size)
+    assert (decode_some(file.read_bytes(), file, 64) == read_rgb(file)[::down, ::across]).all()

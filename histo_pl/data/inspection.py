@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from histo_pl.appearance import COLOURS, LEAST_TISSUE, describe_colours, is_grey, sample_pixels, tissue_share
+from histo_pl.appearance import COLOURS, LEAST_TISSUE, SAMPLES, describe_colours, is_grey, sample_pixels, tissue_share
 from histo_pl.data.hashing import content_hash
 from histo_pl.errors import ImageError
 from histo_pl.hardware import usable_cores
-from histo_pl.images import decode_rgb, read_content
+from histo_pl.images import decode_some, read_content
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _inspect(file: Path) -> Row | str:
     """Read one file; return what is wrong with it where it cannot be read."""
     try:
         content = read_content(file)
-        sample = sample_pixels(decode_rgb(content, file))
+        sample = sample_pixels(decode_some(content, file, SAMPLES))
     except ImageError as error:
         return str(error)
     return content_hash(content), tissue_share(sample), is_grey(sample), describe_colours(sample).tobytes()

@@ -55,12 +55,14 @@ class Listing:
         images: Paths of the image files that are taken, in order.
         others: Paths of the visible files that are no images.
         excluded: Paths of the image files that are left out.
+        inner: The folders that were stepped into, such as `a/b/`; empty: none.
     """
 
     root: Path
     images: tuple[str, ...]
     others: tuple[str, ...]
     excluded: tuple[str, ...]
+    inner: str = ""
 
 
 def list_root(root: Path, is_taken: Callable[[str], bool] = lambda _: True) -> Listing:
@@ -95,6 +97,7 @@ def list_root(root: Path, is_taken: Callable[[str], bool] = lambda _: True) -> L
         images=tuple(path for path in images if is_taken(path)),
         others=tuple(path for path in files if not is_image(path)),
         excluded=tuple(path for path in images if not is_taken(path)),
+        inner=inner,
     )
 
 

@@ -49,7 +49,7 @@ class TileSet:
 
 @dataclass(frozen=True)
 class TileSource:
-    """Where tiles, classes and cases are found: keys of `conf/data/folder.yaml` and `table.yaml`.
+    """Source of tiles, classes and cases: keys of `conf/data/folder.yaml` and `table.yaml`.
 
     Attributes:
         root: The folder, or a zip file of it, which is unpacked beside itself once.

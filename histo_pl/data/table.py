@@ -35,7 +35,7 @@ def read_labels(
     if unknown:
         raise UserError(f"data.table_columns has an unknown key. Expected {', '.join(NAMES)}. Received: {unknown[0]}")
     rows = read_table(file, "data.table", [names[key] for key in REQUIRED])
-    paths = [_with_suffix(row[names["path"]], suffix) for row in rows]
+    paths = [_with_suffix(row[names["path"]], suffix).removeprefix(listing.inner) for row in rows]
     _check_rows(file, paths, [row[names["label"]] for row in rows], listing)
     wanted = set(listing.images)
     tiles = [_tile(path, row, names, file) for path, row in zip(paths, rows, strict=True) if path in wanted]

@@ -14,15 +14,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.check import describe_counts
-from histo_pl.data.tile import SPLITS, Split
+from histo_pl.data.tile import SPLITS
 from histo_pl.evaluation import plots
-from histo_pl.evaluation.calibration import Decision
-from histo_pl.evaluation.cases import CaseRule, by_case
+from histo_pl.evaluation.cases import by_case
 from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
-from histo_pl.evaluation.predictions import Predictions
 from histo_pl.evaluation.report import Report
 from histo_pl.evaluation.results import caveats, log_results, write_predictions, write_report, write_results
+from histo_pl.training.assessment import Assessment
 from histo_pl.training.callbacks import BestCheckpoint, CollapseWarning, History
 from histo_pl.training.module import TileClassifier
 
@@ -103,9 +102,7 @@ def write_outputs(
     settings: str,
     data: HistologyDataModule,
     results: Mapping[str, Any],
-    predictions: Mapping[Split, Predictions],
-    baseline: Mapping[Split, Predictions] | None,
-    rule: CaseRule,
+    assessed: Assessment,
     history: History,
 ) -> None:
     """Write the files of a run's folder: tables and results first, pictures and the report last.
@@ -115,14 +112,12 @@ def write_outputs(
         settings: The configuration as YAML.
         data: Set up.
         results: The contents of results.json.
-        predictions: Of validation and, where there is one, of the test.
-        baseline: The baseline from colour; None: not computed.
-        rule: The truth and the score of a case.
+        assessed: The assessment that the results are of.
         history: Metrics by epoch.
     """
     name, levels = results["data"]["name"], Levels.of(results)
-    shown = predictions["test" if "test" in predictions else "val"]
-    write_predictions(folder / "predictions.csv", data, predictions, Decision(**results["decision"]), {}, baseline)
+    shown = assessed.predictions[assessed.reported]
+    write_predictions(folder / "predictions.csv", data, assessed.predictions, assessed.decision, {}, assessed.baseline)
     history.write(folder / "metrics.csv")
     write_results(folder, results)
     plots.save({"curves": plots.plot_curves(history.epochs, results["validation"]["epoch"] - 1, name)}, folder)
@@ -130,7 +125,7 @@ def write_outputs(
         title=f"{name}: {levels.name.lower()} of a training run",
         results=results,
         predictions=shown,
-        cases=by_case(shown, rule),
+        cases=by_case(shown, assessed.rule),
         root=data.root,
         columns=data.values_of_columns(shown.path.tolist()),
         notes=_notes(results),

@@ -21,14 +21,14 @@ from histo_pl.data import HistologyDataModule
 from histo_pl.data.hashing import CaseHashes
 from histo_pl.data.tile import Split
 from histo_pl.errors import UserError
-from histo_pl.evaluation.calibration import Calibration, Decision
-from histo_pl.evaluation.cases import CaseRule, by_case, summarize_cases
-from histo_pl.evaluation.predictions import Predictions
-from histo_pl.evaluation.results import compute_results, predict_from_color, predictions_of, without_nan
+from histo_pl.evaluation.calibration import Calibration
+from histo_pl.evaluation.cases import CaseRule
+from histo_pl.evaluation.results import without_nan
 from histo_pl.hardware import keep_freed_memory
 from histo_pl.images import RESIZE
 from histo_pl.models.checkpoint import save_checkpoint, update_metadata
 from histo_pl.storage import atomic_write_text
+from histo_pl.training.assessment import assess, check_case_rule
 from histo_pl.training.callbacks import BestCheckpoint, CollapseWarning, EpochSeeding, History
 from histo_pl.training.features import Features
 from histo_pl.training.initialization import InitialWeights, Model, resolve_initial_weights
@@ -132,7 +132,7 @@ def run_training(
     case_rule = case_rule or CaseRule()
     _prepare_process(arithmetic, seed)
     data.setup()
-    _check_cases(case_rule, data)
+    check_case_rule(case_rule, data)
     initial = resolve_initial_weights(model, data, resume, needs_optimizer=optimization.probe is None)
     data.resume_at(initial.epochs)
     findings = [*notes, *data.leak_warnings(), *_tested_before(data, initial)]
@@ -148,22 +148,14 @@ def run_training(
             logits, features = _train_epochs(run, resume), None
         else:
             logits, features = _fit_linear_probe(run, optimization.probe, initial)
-        decision = _choose_decision(calibration, data, logits["val"])
-        predictions: dict[Split, Predictions] = {
-            split: predictions_of(data, split, of_split, decision) for split, of_split in logits.items()
-        }
-        rule = case_rule.fit(predictions["val"], calibration)
-        reported = "test" if "test" in predictions else "val"
-        results = compute_results(predictions[reported], decision, rule, reported)
-        results |= run_summary(trainer, classifier, history, run.best, data)
+        assessed = assess(data, logits, calibration, case_rule, color_baseline=color_baseline)
+        results = assessed.results() | run_summary(trainer, classifier, history, run.best, data)
         results |= {"warnings": findings, "embeddings": features and features.summary()}
         if trainer.is_global_zero:
-            baseline = predict_from_color(data, predictions) if color_baseline else None
-            results |= _results_of_baseline(baseline, case_rule, calibration, reported)
             results["run"]["seconds"] = round(time.monotonic() - started, 1)
-            write_outputs(run_dir, settings, data, results, predictions, baseline, rule, history)
+            write_outputs(run_dir, settings, data, results, assessed, history)
             log_to_loggers(trainer, results)
-            metadata = asdict(decision) | {"case_rule": asdict(rule), "finished": True}
+            metadata = asdict(assessed.decision) | {"case_rule": asdict(assessed.rule), "finished": True}
             update_metadata(Path(run.best.best_model_path), **metadata)  # all else is written
             log_summary(results, data)
     return without_nan(results)
@@ -191,34 +183,6 @@ def _prepare_process(arithmetic: Arithmetic, seed: int) -> None:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     L.seed_everything(seed, workers=True, verbose=False)
-
-
-def _check_cases(rule: CaseRule, data: HistologyDataModule) -> None:
-    """Refuse a truth by which no threshold can be chosen, before hours of training."""
-    if rule.truth is None:
-        return
-    validation = [tile for tile in data.tiles if data.split_of[tile.path] == "val"]
-    malignant = {tile.case for tile in validation if tile.class_name == data.positive_class}
-    benign = {tile.case for tile in validation} - malignant
-    if "" in malignant | benign or not malignant or not benign:
-        raise UserError(
-            f"case_truth={rule.truth} needs validation cases of which some are malignant and some are not, as the "
-            f"threshold of case_score={rule.score} is chosen on them. Name the cases by data.group_regex, or raise "
-            f"data.val_fraction. Received: {len(malignant)} malignant and {len(benign)} benign ones"
-        )
-
-
-def _results_of_baseline(
-    baseline: Mapping[Split, Predictions] | None, rule: CaseRule, calibration: Calibration, split: Split
-) -> dict[str, Any]:
-    if baseline is None:
-        return {"colour_only": None, "colour_only_by_case": None}
-    rule = rule.fit(baseline["val"], calibration)
-    return {
-        "colour_only": baseline[split].summary(),
-        "colour_only_by_case": summarize_cases(by_case(baseline[split], rule), rule),
-        "colour_only_case_rule": asdict(rule),
-    }
 
 
 def _tested_before(data: HistologyDataModule, initial: InitialWeights) -> list[str]:
@@ -360,12 +324,6 @@ def _fit_linear_probe(
         save_checkpoint(dict(classifier.hparams), classifier.state_dict(), folder / name)
     splits: tuple[Split, ...] = ("val", "test") if data.has_test else ("val",)
     return {split: logits_of(features, data, classifier, split) for split in splits}, features
-
-
-def _choose_decision(calibration: Calibration, data: HistologyDataModule, logits: Mapping[str, float]) -> Decision:
-    """Choose temperature and threshold on the validation tiles."""
-    tiles = predictions_of(data, "val", logits, Decision())
-    return calibration.choose(torch.tensor([logits[path] for path in tiles.path]).double().numpy(), tiles.malignant)
 
 
 @contextmanager

@@ -58,6 +58,15 @@ def test_cases_splits_and_further_columns_come_from_a_table(images: Path, write:
     assert data.values_of_columns(["04.tif"]) == {"scanner": ["scan1"]}
 
 
+def test_paths_from_above_a_lone_folder_fit_too(images: Path, write: Write) -> None:
+    (images / "inner" / "deep").mkdir(parents=True)
+    for file in images.glob("*.tif"):
+        file.rename(images / "inner" / "deep" / file.name)
+    labels = {name: "benign" if int(name) % 2 else "malignant" for name in NAMES}
+    table = write("path,label", [f"inner/deep/{name}.tif,{label}" for name, label in labels.items()])
+    assert {tile.path for tile in TileSource(images, table=table).read().tiles} == {f"deep/{n}.tif" for n in NAMES}
+
+
 def test_a_patient_in_two_splits_of_a_table_is_counted(images: Path, write: Write) -> None:
     rows = [
         f"{name}.tif,{'ab'[int(name) % 2]},p{int(name) % 4 // 2},{'train' if int(name) < 10 else 'test'}"

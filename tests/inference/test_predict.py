@@ -4,20 +4,23 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from histo_pl.cli.command_line import one_line_errors
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor
 from histo_pl.inference.files import find_images
 from histo_pl.inference.run import predict
-from histo_pl.inference.table import write_table
+from histo_pl.inference.table import format_table, write_table
 from histo_pl.models.checkpoint import load_model
 from tests.conftest import BREAKHIS, ROOT, compose_config, draw_image
 
@@ -123,7 +126,7 @@ def test_predictions_are_written_for_programs(trained: Path, tiles: Path, tmp_pa
         with out.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     assert len(rows) == 4
-    assert set(rows[0]) == {"file", "probability", "label", "error", "trained_on"}
+    assert set(rows[0]) == {"file", "probability", "label", "error", "note", "trained_on"}
     assert {row["trained_on"] for row in rows} == {"synthetic demo"}
     assert sum(bool(row["error"]) for row in rows) == 1
     assert str(tiles / ODD_NAME) in {row["file"] for row in rows}
@@ -220,3 +223,28 @@ def test_a_name_that_is_no_unicode_is_printed(trained: Path, tmp_path: Path) -> 
     write_table(predictions, tmp_path / "out.json")
     assert done.stdout.count("udcff") == 1
     assert all("udcff" in (tmp_path / name).read_text() for name in ("out.csv", "out.json"))
+
+
+def test_a_tile_without_tissue_or_colour_has_a_note(trained: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (96, 96), (246, 244, 247)).save(tmp_path / "blank.png")
+    grey = np.random.default_rng(0).integers(0, 200, (96, 96), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    draw_image(tmp_path / "usual.png")
+    model = load_model(trained / "best.ckpt")
+    notes = {Path(one.file).stem: one.note for one in Predictor(model, "cpu").predict(tmp_path)}
+    assert notes == {"blank": "hardly any tissue", "grey": "grey, unlike the training tiles", "usual": None}
+    parts = {"train": {"tiles": 10}}
+    trained_on_grey = replace(model, data={**model.data, "parts": parts, "checked": {"grey": 9}})
+    (answer,) = Predictor(trained_on_grey, "cpu").predict(tmp_path / "grey.png")
+    assert answer.note is None
+    assert "(hardly any tissue)" in format_table(list(Predictor(model, "cpu").predict(tmp_path / "blank.png")))
+
+
+def test_files_of_a_folder_that_are_passed_over_are_counted(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_image(tmp_path / "tiles" / "a.png")
+    for name in ("slide.jp2", "notes.txt"):
+        (tmp_path / "tiles" / name).touch()
+    assert predict(str(trained / "best.ckpt"), str(tmp_path / "tiles")) == 0
+    assert "Passed over, as no images: 2 files" in capsys.readouterr().err

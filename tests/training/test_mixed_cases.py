@@ -49,16 +49,21 @@ def auroc(rows: Rows) -> float:
 
 
 def jackknife_interval(rows: Rows) -> tuple[float, float]:
-    """Leave out one patient at a time; Student's t with Satterthwaite's degrees of freedom, on the logit scale."""
-    patients = sorted({case for case, _, _ in rows})
-    without = np.array([auroc([row for row in rows if row[0] != patient]) for patient in patients])
-    count = len(patients)
-    variance = (count - 1) / count * ((without - without.mean()) ** 2).sum()
-    squares = (without - without.mean()) ** 2
-    kurtosis = count * (squares**2).sum() / squares.sum() ** 2
-    freedom = count / (kurtosis - (count - 3) / (count - 1))
+    """Leave out one patient at a time, among those of his kind; Student's t with Satterthwaite's degrees of freedom."""
+    kinds: defaultdict[tuple[bool, ...], list[float]] = defaultdict(list)
+    for patient in sorted({case for case, _, _ in rows}):
+        kind = tuple(sorted({malignant for case, malignant, _ in rows if case == patient}))
+        kinds[kind].append(auroc([row for row in rows if row[0] != patient]))
+    variance = its_variance = 0.0
+    for values in map(np.array, kinds.values()):
+        count, squares = len(values), (values - values.mean()) ** 2
+        assert count >= 3
+        variance += (count - 1) / count * squares.sum()
+        its_variance += (
+            (count - 1) ** 2 / count * ((squares**2).mean() - squares.mean() ** 2 * (count - 3) / (count - 1))
+        )
     of_class = [len({case for case, malignant, _ in rows if malignant == wanted}) for wanted in (True, False)]
-    freedom = min(max(freedom, 3), min(of_class) - 1)
+    freedom = min(max(variance**2 / its_variance, 3), min(of_class) - 1)
     value = auroc(rows)
     reach = stats.t.ppf(0.975, freedom) * math.sqrt(variance) / (value * (1 - value))
     logit = math.log(value / (1 - value))

@@ -52,12 +52,14 @@ class Calibration:
         threshold: The rule, see `choose_threshold`.
         least_sensitivity: For the rule `sensitivity`, in (0, 1].
         refer_error_rate: For a band of uncertainty, see `choose_band`, in [0, 1); None: no band.
+        tta: Choose all of them for the mean of eight views too, which `tta=true` then takes.
     """
 
     temperature: bool = True
     threshold: float | str = 0.5
     least_sensitivity: float = 0.95
     refer_error_rate: float | None = None
+    tta: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be met, before hours of training."""

@@ -26,7 +26,7 @@ from histo_pl.evaluation.results import (
 )
 from histo_pl.evaluation.seen import KEEP, SKIP, find_seen
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import UNFINISHED, TrainedModel, find_checkpoint, load_model
+from histo_pl.models.checkpoint import UNCALIBRATED_TTA, UNFINISHED, TrainedModel, find_checkpoint, load_model
 from histo_pl.storage import new_folder, refuse_results
 
 log = logging.getLogger(__name__)
@@ -83,15 +83,17 @@ def evaluate(
         raise UserError(f"This folder has train and val, and no test. Expected split=all. Received: split={split}")
     _announce(file, model, data, tta)
     folder = Path(os.path.relpath(run_dir or new_folder("evaluations/%Y-%m-%d/%H-%M-%S")))
-    decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
-    tested = predictions_of(data, "test", _logits(Predictor(model, device, tta=tta), data), decision)
+    predictor = Predictor(model, device, tta=tta)
+    chosen = predictor.model
+    decision = Decision(chosen.temperature, chosen.threshold, chosen.rule, chosen.refer)
+    tested = predictions_of(data, "test", _logits(predictor, data), decision)
     seen_tiles = find_seen(model, data.hashes, tested)
     unseen = tested.take(seen_tiles.unseen(seen_cases))
     seen = seen_tiles.summary(tested, seen_cases)
     rule = CaseRule(**model.case_rule)
     results = compute_results(unseen, decision, rule) | {
         "seen": seen,
-        "warnings": [*_unfinished(model), *filter(None, (seen["note"], seen["case_note"])), *data.leak_warnings()],
+        "warnings": [*_doubts(model, tta), *filter(None, (seen["note"], seen["case_note"])), *data.leak_warnings()],
         "data": data.summary() | {"root": str(data.root)},
         "checkpoint": {"file": str(file), "trained_on": model.trained_on, "tta": tta},
         "folder": str(folder),
@@ -114,8 +116,9 @@ def _announce(file: Path, model: TrainedModel, data: HistologyDataModule, tta: b
         log.info("  %s", note)
 
 
-def _unfinished(model: TrainedModel) -> list[str]:
-    return [] if model.finished else [f"The checkpoint is {UNFINISHED}."]
+def _doubts(model: TrainedModel, tta: bool) -> list[str]:
+    unfinished = [] if model.finished else [f"The checkpoint is {UNFINISHED}."]
+    return [*unfinished, *([UNCALIBRATED_TTA] if tta and not model.decision_tta else [])]
 
 
 def _logits(predictor: Predictor, data: HistologyDataModule) -> dict[str, float]:

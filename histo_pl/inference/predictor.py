@@ -16,6 +16,7 @@ from histo_pl.hardware import usable_cores
 from histo_pl.images import read_tile
 from histo_pl.inference.files import find_images
 from histo_pl.models.checkpoint import TrainedModel
+from histo_pl.models.views import mean_logits
 from histo_pl.probability import label_of, to_probability
 
 BATCHES_AHEAD = 1
@@ -54,7 +55,8 @@ class Predictor:
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
         batch_size: Files a batch.
         tta: Answer by the mean logit of a tile's eight views, turned by quarters and mirrored, which takes
-            eight times as long (test-time augmentation).
+            eight times as long (test-time augmentation), and by the temperature, threshold and band that were chosen
+            for it; those of single views, if none were (`TrainedModel.decision_tta`).
 
     Raises:
         UserError: There is no such device, or the batch size is below 1.
@@ -71,7 +73,7 @@ class Predictor:
             self.network = model.network.to(device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"This device cannot be used. Expected auto or cpu. Received: {device}") from error
-        self.model = model
+        self.model = model.of_views() if tta else model
         self.device = device
         self.batch_size = batch_size
         self.tta = tta
@@ -91,8 +93,7 @@ class Predictor:
         """
         self._check(images)
         images = images.to(self.device)
-        views = dihedral_views(images) if self.tta else [images]
-        return torch.stack([self.network(view).float() for view in views]).mean(0).cpu()
+        return (mean_logits(self.network, images) if self.tta else self.network(images).float()).cpu()
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Compute probabilities of malignancy.
@@ -172,15 +173,3 @@ class Predictor:
 
     def _failure(self, file: Path, error: ImageError) -> Prediction:
         return Prediction(str(file), None, None, str(error), None, self.model.trained_on)
-
-
-def dihedral_views(images: Tensor) -> list[Tensor]:
-    """Turn square images by quarters, and their mirror images too.
-
-    Args:
-        images: Of shape (..., S, S).
-
-    Returns:
-        The eight views; the first is the images as they are.
-    """
-    return [torch.rot90(view, turns, (-2, -1)) for view in (images, images.flip(-1)) for turns in range(4)]

@@ -16,8 +16,9 @@ from histo_pl.models.checkpoint import KERAS_SUFFIXES, TrainedModel, load_model,
 from histo_pl.storage import atomic_write
 
 CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")
-ABSENT: dict[str, Any] = {"training_hashes": {}, "training_cases": [], "case_rule": {}}  # in files of older versions
-NOTED = (
+# Of files of older versions, which lack them.
+ABSENT: dict[str, Any] = {"training_hashes": {}, "training_cases": [], "case_rule": {}, "decision_tta": {}}
+NOTED = (  # of a TrainedModel, not of Keras
     "resize",
     "threshold",
     "rule",
@@ -26,7 +27,8 @@ NOTED = (
     "training_hashes",
     "training_cases",
     "case_rule",
-)  # of a TrainedModel, not of Keras
+    "decision_tta",
+)
 ASSUMED = """\
 Weights alone do not say how they are used. Taken for the notebook's network: no padding, 2x2 max-pooling, ReLU after
 each convolution, that activation after the dense layer (--dense-activation), a sigmoid at the end. Check a few tiles.

@@ -5,7 +5,7 @@ import pickle
 import shlex
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ LATEST = "latest"
 RUN_FOLDERS = ("outputs", "multirun")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 LIGHTNING_VERSION = "2.6.0"  # of the checkpoints whose structure is written here: Lightning asks for it
+UNCALIBRATED_TTA = (
+    "tta=true is uncalibrated: temperature, threshold and band were chosen on single views. A training with "
+    "calibration.tta=true chooses them for the mean of eight."
+)
 UNFINISHED = "not finished: not calibrated, not tested"
 PREFIX = "network."  # of the weights' names: Lightning prepends the name of TileClassifier's attribute
 REQUIRED = ("network", "image_size", "data")  # metadata without which there is no prediction
@@ -32,6 +36,7 @@ DEFAULTS: Mapping[str, Any] = {  # of metadata that an older checkpoint may lack
     "temperature": 1.0,
     "rule": "fixed",
     "refer": None,
+    "decision_tta": {},
     "training_cases": [],
     "case_rule": {},
 }
@@ -54,6 +59,7 @@ class TrainedModel:
             and positive_class.
         rule: Name of the rule that chose the threshold, for people.
         refer: Two probabilities between which an answer is too uncertain; None: all are answered.
+        decision_tta: temperature, threshold, rule and refer of the mean of eight views; empty: not chosen.
         training_hashes: The split, train or val, of every tile of its training, by the hash of its file.
         training_cases: The cases of its trainings, each with the arguments of `data.hashing.CaseHashes`.
         case_rule: The arguments of `evaluation.cases.CaseRule`; empty: the defaults.
@@ -69,6 +75,7 @@ class TrainedModel:
     data: dict[str, Any]
     rule: str = "fixed"
     refer: tuple[float, float] | None = None
+    decision_tta: dict[str, Any] = field(default_factory=dict)
     training_hashes: dict[str, str] = field(default_factory=dict)
     training_cases: list[dict[str, Any]] = field(default_factory=list)
     case_rule: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +87,11 @@ class TrainedModel:
         name, before = self.data["name"], self.data.get("pretrained_on")
         started = name if before is None else f"{name}, starting from {before}"
         return started if self.finished else f"{started} ({UNFINISHED})"
+
+    def of_views(self) -> "TrainedModel":
+        """Return the model with what was chosen for the mean of eight views; itself where nothing was."""
+        chosen = self.decision_tta
+        return replace(self, **{**chosen, "refer": chosen["refer"] and tuple(chosen["refer"])}) if chosen else self
 
 
 def load_model(path: str | Path) -> TrainedModel:
@@ -116,6 +128,7 @@ def load_model(path: str | Path) -> TrainedModel:
                 "data",
                 "rule",
                 "training_hashes",
+                "decision_tta",
                 "training_cases",
                 "case_rule",
             )
@@ -224,6 +237,7 @@ def save_model(model: TrainedModel, path: Path) -> None:
         "rule": model.rule,
         "refer": model.refer and list(model.refer),
         "training_hashes": model.training_hashes,
+        "decision_tta": model.decision_tta,
         "training_cases": model.training_cases,
         "case_rule": model.case_rule,
         "finished": model.finished,

@@ -25,6 +25,7 @@ class Assessment:
         predictions: Of the validation tiles and, where there are some, of the test tiles.
         baseline: The same tiles, predicted from colour alone; None: not computed.
         decision: The temperature, threshold and band, chosen on validation tiles.
+        decision_tta: The same for the mean of eight views; None: not chosen.
         rule: The truth and the score of a case, with a threshold chosen on validation cases.
         calibration: The rules by which they were chosen.
     """
@@ -32,6 +33,7 @@ class Assessment:
     predictions: Mapping[Split, Predictions]
     baseline: Mapping[Split, Predictions] | None
     decision: Decision
+    decision_tta: Decision | None
     rule: CaseRule
     calibration: Calibration
 
@@ -40,9 +42,15 @@ class Assessment:
         """The split whose results are reported: the test or, where there is none, the validation."""
         return "test" if "test" in self.predictions else "val"
 
+    def metadata(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it, by the names of `TileClassifier`'s arguments."""
+        tta = {} if self.decision_tta is None else asdict(self.decision_tta)
+        return asdict(self.decision) | {"decision_tta": tta, "case_rule": asdict(self.rule)}
+
     def results(self) -> dict[str, Any]:
         """Compute the results, see `results.compute_results`, with those of the baseline."""
         found = compute_results(self.predictions[self.reported], self.decision, self.rule, self.reported)
+        found["decision_tta"] = self.decision_tta and asdict(self.decision_tta)
         if self.baseline is None:
             return found | {"colour_only": None, "colour_only_by_case": None}
         rule = CaseRule(self.rule.truth, self.rule.score).fit(self.baseline["val"], self.calibration)
@@ -55,13 +63,20 @@ class Assessment:
 
 
 def assess(
-    data: HistologyDataModule, logits: Logits, calibration: Calibration, rule: CaseRule, *, color_baseline: bool
+    data: HistologyDataModule,
+    logits: Logits,
+    logits_tta: dict[str, float] | None,
+    calibration: Calibration,
+    rule: CaseRule,
+    *,
+    color_baseline: bool,
 ) -> Assessment:
     """Choose temperature, thresholds and band on the validation tiles, and predict the tested ones.
 
     Args:
         data: Set up.
         logits: Of each tile's path, of the validation and of the test, if there is one.
+        logits_tta: The mean logit of eight views of each validation tile; None: nothing is chosen for it.
         calibration: The rules of temperature, threshold and band.
         rule: The truth and the score of a case, its threshold yet to be chosen.
         color_baseline: Predict from colour alone too.
@@ -72,13 +87,19 @@ def assess(
     Raises:
         UserError: The threshold cannot be chosen from these tiles.
     """
-    tiles = predictions_of(data, "val", logits["val"], Decision())
-    decision = calibration.choose(np.array([logits["val"][path] for path in tiles.path.tolist()]), tiles.malignant)
+    decision = _choose(calibration, data, logits["val"])
+    decision_tta = None if logits_tta is None else _choose(calibration, data, logits_tta)
     predictions: dict[Split, Predictions] = {
         split: predictions_of(data, split, of_split, decision) for split, of_split in logits.items()
     }
     baseline = predict_from_color(data, predictions) if color_baseline else None
-    return Assessment(predictions, baseline, decision, rule.fit(predictions["val"], calibration), calibration)
+    rule = rule.fit(predictions["val"], calibration)
+    return Assessment(predictions, baseline, decision, decision_tta, rule, calibration)
+
+
+def _choose(calibration: Calibration, data: HistologyDataModule, logits: Mapping[str, float]) -> Decision:
+    tiles = predictions_of(data, "val", logits, Decision())
+    return calibration.choose(np.array([logits[path] for path in tiles.path.tolist()]), tiles.malignant)
 
 
 def check_case_rule(rule: CaseRule, data: HistologyDataModule) -> None:

@@ -183,7 +183,8 @@ def _metrics(classifier: TileClassifier, features: Features, data: HistologyData
             logits = classifier.network.backbone.classify(inputs)
             probability = to_probability(logits)
             metrics.update(probability, labels)
-            found[f"{split}/loss"] = float(classifier.loss(logits, labels.float()))
+            loss = classifier.loss if split == "train" else classifier.unweighted_loss
+            found[f"{split}/loss"] = float(loss(logits, labels.float()))
             found |= {name: float(value) for name, value in metrics.compute().items()}
             metrics.reset()
             if split == "val":

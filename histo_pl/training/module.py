@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from histo_pl.errors import UserError
 from histo_pl.models.network import FORMAT_VERSION, build_network
+from histo_pl.models.views import mean_logits
 from histo_pl.probability import to_probability
 from histo_pl.training.freezing import ALL, freeze_all_but
 from histo_pl.training.metrics import binary_metrics
@@ -34,6 +35,7 @@ class TileClassifier(L.LightningModule):
         temperature: Divides the logits before the sigmoid, positive.
         rule: Name of the rule that chose the threshold, for people.
         refer: Two probabilities between which an answer is too uncertain; None: all are answered.
+        decision_tta: temperature, threshold, rule and refer of the mean of eight views; None: not chosen.
         training_hashes: The split, train or val, of every tile of the training, by the hash of its file.
         training_cases: The cases of the training, and of those before it, each with the arguments of
             `data.hashing.CaseHashes`.
@@ -43,7 +45,7 @@ class TileClassifier(L.LightningModule):
         optimizer: Makes the optimizer from the network; None: it can only predict.
         scheduler: Makes the learning-rate schedule from the optimizer and the number of steps; None: constant.
         trainable: The trainable parts of the backbone, see `freeze_all_but`.
-        pos_weight: Weight of a malignant tile in the loss, that of a benign one being 1; None: 1 too.
+        pos_weight: Weight of a malignant tile in the training loss, that of a benign one being 1; None: 1 too.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TileClassifier(L.LightningModule):
         temperature: float = 1.0,
         rule: str = "fixed",
         refer: Sequence[float] | None = None,
+        decision_tta: Mapping[str, Any] | None = None,
         training_hashes: Mapping[str, str] | None = None,
         training_cases: Sequence[Mapping[str, Any]] = (),
         case_rule: Mapping[str, Any] | None = None,
@@ -77,6 +80,8 @@ class TileClassifier(L.LightningModule):
         self._frozen = freeze_all_but(self.network.backbone, trainable)
         self.pos_weight = pos_weight
         self.loss = nn.BCEWithLogitsLoss(pos_weight=None if pos_weight is None else torch.tensor(pos_weight))
+        self.unweighted_loss = nn.BCEWithLogitsLoss()  # of validation, by which the best epoch is chosen
+        self.average_views = False
         self.train_metrics = binary_metrics(threshold, prefix="train/")
         self.val_metrics = binary_metrics(threshold, prefix="val/")
         self.train()  # Lightning takes the modes as they are
@@ -108,8 +113,10 @@ class TileClassifier(L.LightningModule):
         return self._step(batch, "val")
 
     def predict_step(self, batch: dict[str, Any], batch_index: int, dataloader_idx: int = 0) -> dict[str, float]:
-        """Return the logit of each of the (B,) tiles by its path; temperature and threshold are chosen later."""
-        return dict(zip(batch["path"], self(batch["image"]).float().tolist(), strict=True))
+        """Return the logit of each of the (B,) tiles by its path, of the mean of eight views if `average_views`."""
+        images = batch["image"]
+        logits = mean_logits(self.network, images) if self.average_views else self(images).float()
+        return dict(zip(batch["path"], logits.tolist(), strict=True))
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401
         """Make the optimizer and, if there is one, the learning-rate schedule, which steps with it."""
@@ -129,7 +136,7 @@ class TileClassifier(L.LightningModule):
 
     def _step(self, batch: dict[str, Any], stage: Stage) -> dict[str, Tensor]:
         logits, labels = self(batch["image"]), batch["label"]
-        loss = self.loss(logits.float(), labels.float())
+        loss = (self.loss if stage == "train" else self.unweighted_loss)(logits.float(), labels.float())
         probability = to_probability(logits.detach(), self.temperature)
         metrics = getattr(self, f"{stage}_metrics")
         metrics.update(probability, labels)

@@ -148,15 +148,15 @@ def run_training(
             logits, features = _train_epochs(run, resume), None
         else:
             logits, features = _fit_linear_probe(run, optimization.probe, initial)
-        assessed = assess(data, logits, calibration, case_rule, color_baseline=color_baseline)
+        logits_tta = _logits_of_views(run) if calibration.tta else None
+        assessed = assess(data, logits, logits_tta, calibration, case_rule, color_baseline=color_baseline)
         results = assessed.results() | run_summary(trainer, classifier, history, run.best, data)
         results |= {"warnings": findings, "embeddings": features and features.summary()}
         if trainer.is_global_zero:
             results["run"]["seconds"] = round(time.monotonic() - started, 1)
             write_outputs(run_dir, settings, data, results, assessed, history)
             log_to_loggers(trainer, results)
-            metadata = asdict(assessed.decision) | {"case_rule": asdict(assessed.rule), "finished": True}
-            update_metadata(Path(run.best.best_model_path), **metadata)  # all else is written
+            update_metadata(Path(run.best.best_model_path), **assessed.metadata(), finished=True)  # all else is written
             log_summary(results, data)
     return without_nan(results)
 
@@ -213,7 +213,7 @@ def _make_classifier(
         optimizer=optimization.optimizer,
         scheduler=optimization.scheduler,
         trainable=model.trainable,
-        pos_weight=_pos_weight(optimization.pos_weight, summary["parts"]["train"]),
+        pos_weight=_pos_weight(optimization.pos_weight, summary["parts"]["train"], data.balanced),
     )
     if initial.state is not None:
         classifier.network.load_state_dict(classifier.network.state_dict() | dict(initial.state))
@@ -228,7 +228,12 @@ def _training_cases(data: HistologyDataModule) -> list[dict[str, Any]]:
     return [asdict(CaseHashes.of(split_of, data.summary()["split"]))]
 
 
-def _pos_weight(wanted: float | str | None, counts: Mapping[str, int]) -> float | None:
+def _pos_weight(wanted: float | str | None, counts: Mapping[str, int], balanced: bool) -> float | None:
+    if wanted == "balanced" and balanced:
+        raise UserError(
+            "The rarer class would be made up for twice. Expected pos_weight=balanced or data.balanced=true. "
+            "Received: both"
+        )
     if wanted == "balanced":
         return (counts["tiles"] - counts["malignant"]) / counts["malignant"]
     if wanted is not None and (not isinstance(wanted, int | float) or not 0 < wanted < math.inf):
@@ -294,6 +299,17 @@ def _train_epochs(run: _Run, resume: str | None) -> dict[Split, dict[str, float]
         split: _gather({path: logit for batch in batches for path, logit in batch.items()})
         for split, batches in of_splits
     }
+
+
+def _logits_of_views(run: _Run) -> dict[str, float]:
+    """Compute the mean logit of eight views of each validation tile, with the best weights."""
+    run.classifier.average_views = True
+    checkpoint = run.best.best_model_path
+    batches: Any = run.trainer.predict(
+        run.classifier, [run.data.val_dataloader()], ckpt_path=checkpoint, weights_only=True
+    )
+    run.classifier.average_views = False
+    return _gather({path: logit for batch in batches for path, logit in batch.items()})
 
 
 def _gather(logits: dict[str, float]) -> dict[str, float]:

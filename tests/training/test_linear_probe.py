@@ -209,7 +209,9 @@ def test_a_probe_needs_a_frozen_encoder_and_its_solver(run_training: Callable[..
 def test_both_checkpoints_and_one_row_of_metrics_are_written(
     run_training: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    found = run_training(*PROBE, f"embeddings.store.file={tmp_path / 'store.sqlite'}", "data.balanced=true")
+    found = run_training(
+        *PROBE, f"embeddings.store.file={tmp_path / 'store.sqlite'}", "data.balanced=true", "pos_weight=null"
+    )
     (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
     assert float(row["val/auroc"]) == pytest.approx(found["validation"]["auroc"])
     assert found["epochs"] == 1

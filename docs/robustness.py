@@ -23,7 +23,7 @@ from histo_pl.data import HistologyDataModule
 from histo_pl.data.transforms.geometric import RandomZoom
 from histo_pl.data.transforms.stain import RandomStain
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 
 LABORATORIES = 10
 Shift = Callable[[Tensor], Tensor]  # uint8 (B, 3, S, S) to the same

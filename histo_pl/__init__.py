@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from histo_pl.evaluation.summarize import summarize
     from histo_pl.inference import Prediction, Predictor
     from histo_pl.interop.convert import convert
-    from histo_pl.models.checkpoint import TrainedModel, load_model, save_model
+    from histo_pl.models.checkpoint import TrainedModel, save_model
+    from histo_pl.models.ensemble import load_model
     from histo_pl.training.module import TileClassifier
 
 __version__ = "0.1.0"
@@ -45,7 +46,7 @@ _MODULES = {
     "audit_tiles": "audit.run",
     "convert": "interop.convert",
     "evaluate": "evaluation.run",
-    "load_model": "models.checkpoint",
+    "load_model": "models.ensemble",
     "save_model": "models.checkpoint",
     "summarize": "evaluation.summarize",
     "train": "cli.api",

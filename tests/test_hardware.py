@@ -11,7 +11,7 @@ from histo_pl import hardware
 from histo_pl.benchmark.limits import limits, work_of
 from histo_pl.errors import UserError
 from histo_pl.models import KerasCNN, keras_cnn
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 
 HELD = """
 import sys, torch

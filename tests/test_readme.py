@@ -82,7 +82,7 @@ def test_resume_command() -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python predict.py")])
 def test_predict_commands(command: str, trained: Path, tiles: Path, tmp_path: Path) -> None:
     config = compose_config("predict", *arguments_of(command))
-    assert config.ckpt == "latest" or config.ckpt.endswith(".ckpt")
+    assert config.ckpt in ("latest", "multirun/DAY/TIME") or config.ckpt.endswith(".ckpt")
     out = str(tmp_path / config.out) if config.out else None
     assert predict(str(trained / "best.ckpt"), str(tiles), out, preprocess=config.preprocess, tta=config.tta) == 0
     assert out is None or Path(out).is_file()

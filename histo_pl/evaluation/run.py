@@ -26,7 +26,8 @@ from histo_pl.evaluation.results import (
 )
 from histo_pl.evaluation.seen import KEEP, SKIP, find_seen
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import UNCALIBRATED_TTA, UNFINISHED, TrainedModel, find_checkpoint, load_model
+from histo_pl.models.checkpoint import UNCALIBRATED_TTA, UNFINISHED, TrainedModel, find_checkpoint
+from histo_pl.models.ensemble import load_model
 from histo_pl.storage import new_folder, refuse_results
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from histo_pl.hardware import usable_cores
 from histo_pl.images import read_tile
 from histo_pl.inference.files import find_images
 from histo_pl.models.checkpoint import TrainedModel
-from histo_pl.models.views import mean_logits
+from histo_pl.models.ensemble import FoldEnsemble, join_folds
+from histo_pl.models.views import dihedral_views
 from histo_pl.probability import label_of, to_probability
 
 BATCHES_AHEAD = 1
@@ -31,6 +32,7 @@ class Prediction:
         probability: Of malignancy, in [0, 1]; None if there is no answer.
         label: Malignant, Benign, or `Uncertain: refer` within the checkpoint's band; None if there is no answer.
         error: The reason why there is no answer; None if all went well.
+        spread: Standard deviation of the folds' probabilities, in [0, 0.5]; None of a single model.
         note: A reason to doubt the answer: hardly any tissue, or no colour; None if there is none.
         trained_on: The name of the data that trained the model.
     """
@@ -39,8 +41,9 @@ class Prediction:
     probability: float | None
     label: str | None
     error: str | None
-    note: str | None
     trained_on: str
+    spread: float | None = None
+    note: str | None = None
 
     def row(self) -> dict[str, str | float | None]:
         """Return the attributes as a row of a table; the probability is in [0, 1]."""
@@ -92,8 +95,14 @@ class Predictor:
             UserError: The images are of another type or shape.
         """
         self._check(images)
-        images = images.to(self.device)
-        return (mean_logits(self.network, images) if self.tta else self.network(images).float()).cpu()
+        return _join(self._logits_of_folds(images.to(self.device))).float().cpu()
+
+    def _logits_of_folds(self, images: Tensor) -> Tensor:
+        """Compute the logits of each fold's network, or of the one network, of shape (K, B)."""
+        views = dihedral_views(images) if self.tta else [images]
+        if isinstance(self.network, FoldEnsemble):
+            return torch.stack([self.network.logits_of_folds(view) for view in views]).mean(0)
+        return torch.stack([self.network(view).float() for view in views]).mean(0)[None]
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Compute probabilities of malignancy.
@@ -140,9 +149,21 @@ class Predictor:
 
     def _predict_batch(self, files: Sequence[Path], tiles: Sequence[Tensor | ImageError]) -> Iterator[Prediction]:
         readable = [tile for tile in tiles if isinstance(tile, Tensor)]
-        answers = iter(self.probabilities(torch.stack(readable)).tolist() if readable else ())
+        answers = iter(self._answers(torch.stack(readable)) if readable else ())
         for file, tile in zip(files, tiles, strict=True):
-            yield self._failure(file, tile) if isinstance(tile, ImageError) else self._answer(file, tile, next(answers))
+            if isinstance(tile, ImageError):
+                yield Prediction(str(file), None, None, str(tile), self.model.trained_on)
+            else:
+                yield self._answer(file, tile, *next(answers))
+
+    @torch.inference_mode()
+    def _answers(self, images: Tensor) -> list[tuple[float, float | None]]:
+        """Compute the probability of each of the (B,) images, and its spread among the folds."""
+        folds = self._logits_of_folds(images.to(self.device)).cpu()
+        probabilities = to_probability(_join(folds).float(), self.model.temperature).tolist()
+        if len(folds) == 1:
+            return [(probability, None) for probability in probabilities]
+        return list(zip(probabilities, to_probability(folds).std(0, correction=0).tolist(), strict=True))
 
     def _read(self, file: Path) -> Tensor | ImageError:
         try:
@@ -150,12 +171,12 @@ class Predictor:
         except ImageError as error:
             return error
 
-    def _answer(self, file: Path, tile: Tensor, probability: float) -> Prediction:
+    def _answer(self, file: Path, tile: Tensor, probability: float, spread: float | None) -> Prediction:
         if math.isnan(probability):
             reason = f"The model's answer is no number: its weights have diverged. Received: {file}"
-            return Prediction(str(file), None, None, reason, None, self.model.trained_on)
+            return Prediction(str(file), None, None, reason, self.model.trained_on)
         label = label_of(probability, self.model.threshold, self.model.refer)
-        return Prediction(str(file), probability, label, None, self._note(tile), self.model.trained_on)
+        return Prediction(str(file), probability, label, None, self.model.trained_on, spread, self._note(tile))
 
     def _note(self, tile: Tensor) -> str | None:
         """Say what is unusual about a tile, uint8 of shape (3, S, S)."""
@@ -171,5 +192,7 @@ class Predictor:
         tiles = sum(split["tiles"] for split in (self.model.data.get("parts") or {}).values())
         return 2 * counts.get("grey", 0) > tiles
 
-    def _failure(self, file: Path, error: ImageError) -> Prediction:
-        return Prediction(str(file), None, None, str(error), None, self.model.trained_on)
+
+def _join(folds: Tensor) -> Tensor:
+    """Make one logit of each image of the folds' logits, of shape (K, B)."""
+    return folds[0] if len(folds) == 1 else join_folds(folds)

@@ -10,7 +10,8 @@ from histo_pl.images import OPENCV_RESIZE
 from histo_pl.inference.files import find_images, find_others
 from histo_pl.inference.predictor import Predictor
 from histo_pl.inference.table import check_format, format_table, write_table
-from histo_pl.models.checkpoint import UNCALIBRATED_TTA, TrainedModel, find_checkpoint, load_model
+from histo_pl.models.checkpoint import UNCALIBRATED_TTA, TrainedModel, find_checkpoint
+from histo_pl.models.ensemble import load_model
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
 

@@ -14,7 +14,7 @@ FORMATS = (".csv", ".json")
 
 
 def format_table(predictions: Sequence[Prediction]) -> str:
-    """Lay predictions out in the columns file, probability and label.
+    """Lay predictions out in the columns file, probability and label, and spread where there are several folds.
 
     Args:
         predictions: At least one.
@@ -23,11 +23,14 @@ def format_table(predictions: Sequence[Prediction]) -> str:
         Lines of text; a file without an answer has its error in place of a label, and a note stands behind it.
     """
     width = max(len("file"), *(len(p.file) for p in predictions))
-    lines = [f"{'file':<{width}}  probability  label"]
+    of_folds = any(p.spread is not None for p in predictions)
+    lines = [f"{'file':<{width}}  probability  {'spread  ' if of_folds else ''}label"]
     for p in predictions:
         probability = "" if p.probability is None else f"{p.probability:.4f}"
+        spread = "" if p.spread is None else f"{p.spread:.4f}"
+        probability = f"{probability:>11}" + (f"  {spread:>6}" if of_folds else "")
         answer = p.label or f"ERROR: {p.error}"
-        lines.append(f"{p.file:<{width}}  {probability:>11}  {answer}{f' ({p.note})' if p.note else ''}")
+        lines.append(f"{p.file:<{width}}  {probability}  {answer}{f' ({p.note})' if p.note else ''}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from histo_pl.errors import UserError, WriteError
 from histo_pl.images import KERAS_RESIZE, RESIZES
 from histo_pl.interop.keras_hdf5 import KerasNetwork, read_keras, write_keras
-from histo_pl.models.checkpoint import KERAS_SUFFIXES, TrainedModel, load_model, network_of, save_model
+from histo_pl.models.checkpoint import KERAS_SUFFIXES, TrainedModel, load_checkpoint, network_of, save_model
 from histo_pl.storage import atomic_write
 
 CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")
@@ -109,7 +109,7 @@ def _unlike_the_default(model_config: dict[str, Any]) -> str:
 
 
 def _to_keras(source: Path, target: Path) -> str:
-    model = load_model(source)
+    model = load_checkpoint(source)
     if model.model_config["name"] != "keras_cnn":
         raise UserError(f"Only keras_cnn is a Keras model. Received: {model.model_config['name']} in {source}")
     if model.model_config.get("stain"):

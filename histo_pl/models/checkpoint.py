@@ -94,7 +94,7 @@ class TrainedModel:
         return replace(self, **{**chosen, "refer": chosen["refer"] and tuple(chosen["refer"])}) if chosen else self
 
 
-def load_model(path: str | Path) -> TrainedModel:
+def load_checkpoint(path: str | Path) -> TrainedModel:
     """Load a `best.ckpt` or `last.ckpt` of histo_pl, without running any code that it may hold.
 
     Args:
@@ -223,7 +223,7 @@ def save_model(model: TrainedModel, path: Path) -> None:
     """Write a checkpoint like a run's best.ckpt, without a run.
 
     Args:
-        model: The model that `load_model` is to return.
+        model: The model that `load_checkpoint` is to return.
         path: The file to write.
     """
     metadata = {
@@ -317,8 +317,8 @@ def find_checkpoint(name: str | None) -> Path:
     """Resolve a checkpoint's name to its path.
 
     Args:
-        name: A file, a run's folder, or `latest` for the newest run below outputs and multirun that has finished; a
-            newer one that has not is named in a warning.
+        name: A file, a run's folder, the folder of a cross-validation, or `latest` for the newest run below outputs and
+            multirun that has finished; a newer one that has not is named in a warning.
 
     Returns:
         The path; only for `latest` is it sure to exist.
@@ -332,7 +332,8 @@ def find_checkpoint(name: str | None) -> Path:
             "run here. Received: nothing"
         )
     if name != LATEST:
-        return Path(name, "best.ckpt") if Path(name).is_dir() else Path(name)
+        is_run = Path(name).is_dir() and not is_cross_validation(Path(name))
+        return Path(name, "best.ckpt") if is_run else Path(name)
     runs = [file for folder in RUN_FOLDERS for file in Path(folder).glob("**/best.ckpt")]
     if not runs:
         raise UserError(
@@ -353,15 +354,22 @@ def find_checkpoint(name: str | None) -> Path:
     )
 
 
+def is_cross_validation(folder: Path) -> bool:
+    """Return whether a folder holds runs' folders, and is no run's itself."""
+    return folder.is_dir() and not (folder / "best.ckpt").exists() and any(folder.glob("*/best.ckpt"))
+
+
 def _warn_of_fold(checkpoint: Path) -> None:
     """Say that a checkpoint is one of several of a cross-validation, none of which is the final model."""
     fold = read_contents(checkpoint)["hyper_parameters"]["data"].get("fold")
     if fold is not None:
         log.warning(
-            "%s is the model of fold %d of %d of a cross-validation alone: it was trained on a part of the tiles.",
+            "%s is the model of fold %d of %d of a cross-validation alone: it was trained on a part of the tiles. All "
+            "folds answer as one with ckpt=%s.",
             checkpoint,
             fold[0],
             fold[1],
+            checkpoint.parents[1],
         )
 
 

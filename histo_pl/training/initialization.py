@@ -17,7 +17,7 @@ from histo_pl.images import RESIZE
 from histo_pl.models.checkpoint import (
     TrainedModel,
     find_checkpoint,
-    load_model,
+    load_checkpoint,
     network_state,
     read_contents,
     read_metadata,
@@ -99,7 +99,7 @@ def resolve_initial_weights(
         state, title = load_encoder(model.config, model.weights, model.architecture)
         _announce_encoder(title)
         return InitialWeights({f"backbone.encoder.{name}": weight for name, weight in state.items()}, title)
-    trained = load_model(find_checkpoint(model.weights))
+    trained = load_checkpoint(find_checkpoint(model.weights))
     _check_same_network(model.weights, trained.model_config, model.config)
     _announce(model.weights, trained)
     return InitialWeights(

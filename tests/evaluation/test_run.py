@@ -17,7 +17,7 @@ import pytest
 from histo_pl.errors import UserError
 from histo_pl.evaluation.summarize import summarize
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image, evaluate, train
 
 Run = Callable[..., dict[str, Any]]

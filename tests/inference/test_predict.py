@@ -21,7 +21,7 @@ from histo_pl.inference import Predictor
 from histo_pl.inference.files import find_images
 from histo_pl.inference.run import predict
 from histo_pl.inference.table import format_table, write_table
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 from tests.conftest import BREAKHIS, ROOT, compose_config, draw_image
 
 ODD_NAME = "odd, name (1) = [x] 'q' é.png"
@@ -126,7 +126,7 @@ def test_predictions_are_written_for_programs(trained: Path, tiles: Path, tmp_pa
         with out.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     assert len(rows) == 4
-    assert set(rows[0]) == {"file", "probability", "label", "error", "note", "trained_on"}
+    assert set(rows[0]) == {"file", "probability", "label", "error", "note", "spread", "trained_on"}
     assert {row["trained_on"] for row in rows} == {"synthetic demo"}
     assert sum(bool(row["error"]) for row in rows) == 1
     assert str(tiles / ODD_NAME) in {row["file"] for row in rows}

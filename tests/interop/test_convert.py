@@ -16,7 +16,8 @@ from histo_pl.inference import Predictor
 from histo_pl.inference.run import predict
 from histo_pl.interop.convert import convert
 from histo_pl.models import build_network
-from histo_pl.models.checkpoint import TrainedModel, load_model, save_model
+from histo_pl.models.checkpoint import TrainedModel, save_model
+from histo_pl.models.ensemble import load_model
 from histo_pl.training.module import TileClassifier
 from tests.conftest import ROOT, draw_image
 from tests.keras_peer import keras, notebook, save

@@ -15,7 +15,8 @@ from histo_pl.images import RESIZE, read_tile
 from histo_pl.inference import Predictor
 from histo_pl.models import build_network
 from histo_pl.models.backbones import TORCHVISION
-from histo_pl.models.checkpoint import TrainedModel, load_model, save_model
+from histo_pl.models.checkpoint import TrainedModel, save_model
+from histo_pl.models.ensemble import load_model
 from histo_pl.models.pretrained import load_encoder, load_lite0_weights, read_state, resolve_model_config
 from histo_pl.probability import to_probability
 from histo_pl.training.freezing import freeze_all_but

@@ -8,7 +8,7 @@ import torch
 
 from histo_pl.errors import UserError
 from histo_pl.models import build_network
-from histo_pl.models.checkpoint import find_checkpoint, load_model
+from histo_pl.models.checkpoint import find_checkpoint, load_checkpoint
 from histo_pl.training.module import TileClassifier
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "checkpoints"
@@ -31,7 +31,7 @@ def test_a_checkpoint_holds_all_that_a_prediction_needs_in_plain_values(trained:
 
 
 def test_the_loaded_network_answers_as_lightnings_module(trained: Path) -> None:
-    model = load_model(trained / "best.ckpt")
+    model = load_checkpoint(trained / "best.ckpt")
     peer = TileClassifier.load_from_checkpoint(trained / "best.ckpt", weights_only=True).eval()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(model.network(images), peer(images).detach())
@@ -43,13 +43,13 @@ def test_a_runs_folder_means_its_best_weights(trained: Path) -> None:
 
 
 def test_best_and_last_both_load(trained: Path) -> None:
-    best, last = load_model(trained / "best.ckpt"), load_model(trained / "last.ckpt")
+    best, last = load_checkpoint(trained / "best.ckpt"), load_checkpoint(trained / "last.ckpt")
     assert best.data == last.data
     assert best.threshold == 0.5
 
 
 def test_a_checkpoint_says_whether_its_training_ended(trained: Path) -> None:
-    best, last = load_model(trained / "best.ckpt"), load_model(trained / "last.ckpt")
+    best, last = load_checkpoint(trained / "best.ckpt"), load_checkpoint(trained / "last.ckpt")
     assert best.finished and not last.finished
     assert best.trained_on == "synthetic demo"
     assert last.trained_on == "synthetic demo (not finished: not calibrated, not tested)"
@@ -73,7 +73,7 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, trained: Path, kind
         contents["hyper_parameters"]["resize"] = "another"
         torch.save(contents, file)
     with pytest.raises(UserError) as caught:
-        load_model(file)
+        load_checkpoint(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_without_its_end_is_called_damaged(tmp_path: Path, trained:
     whole = (trained / "best.ckpt").read_bytes()
     (tmp_path / "x.ckpt").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match="damaged: its end is missing") as caught:
-        load_model(tmp_path / "x.ckpt")
+        load_checkpoint(tmp_path / "x.ckpt")
     assert str(tmp_path / "x.ckpt") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, trained: Pat
     contents["hyper_parameters"]["format_version"] = 99
     torch.save(contents, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"newer histo_pl.*Received: format 99 in .*x\.ckpt"):
-        load_model(tmp_path / "x.ckpt")
+        load_checkpoint(tmp_path / "x.ckpt")
 
 
 def put_run(folder: str, checkpoint: Path, started: float) -> Path:
@@ -140,7 +140,7 @@ def test_checkpoints_of_earlier_formats_answer_as_they_did(name: str, logits: li
     """Files of November 2026: of format 1, which does not state its number, and 2."""
     if name.startswith("linear_probe"):
         pytest.importorskip("timm")
-    model = load_model(FIXTURES / f"{name}.ckpt")
+    model = load_checkpoint(FIXTURES / f"{name}.ckpt")
     shape = (2, 3, model.image_size, model.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert model.network(images).tolist() == pytest.approx(logits, abs=1e-4)
@@ -168,7 +168,7 @@ def test_an_incomplete_checkpoint_is_told_in_one_line(trained: Path, tmp_path: P
         del contents["hyper_parameters"][name]
     torch.save(contents, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=message) as caught:
-        load_model(tmp_path / "x.ckpt")
+        load_checkpoint(tmp_path / "x.ckpt")
     assert "\n" not in str(caught.value)
 
 
@@ -177,7 +177,7 @@ def test_absent_metadata_has_its_default(trained: Path, tmp_path: Path) -> None:
     for name in ("resize", "threshold", "temperature", "rule", "refer", "training_hashes", "finished"):
         del contents["hyper_parameters"][name]
     torch.save(contents, tmp_path / "x.ckpt")
-    model = load_model(tmp_path / "x.ckpt")
+    model = load_checkpoint(tmp_path / "x.ckpt")
     assert (model.threshold, model.temperature, model.refer, model.training_hashes) == (0.5, 1.0, None, {})
 
 

@@ -11,7 +11,7 @@ import pytest
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor
 from histo_pl.inference.run import predict
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 from tests.conftest import draw_image
 
 Run = Callable[..., dict[str, Any]]

@@ -20,7 +20,7 @@ from histo_pl.data.transforms.stain import RandomStain
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor
 from histo_pl.models.backbones import PooledStages
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 from histo_pl.training import features
 from histo_pl.training.features import FeatureExtractor, Features, FeatureStore, augmentation_key, fingerprint
 from histo_pl.training.linear_probe import LogisticRegression

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from histo_pl.errors import UserError
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 from histo_pl.models.network import FORMAT_VERSION
 from histo_pl.training.callbacks import CollapseWarning
 from tests.conftest import TINY, compose_config, draw_image, train

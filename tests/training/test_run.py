@@ -15,7 +15,7 @@ from histo_pl.cli.command_line import one_line_errors, quote
 from histo_pl.data import HistologyDataModule
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image, train
 
 Run = Callable[..., dict[str, Any]]

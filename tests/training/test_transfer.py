@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import load_model
+from histo_pl.models.ensemble import load_model
 from histo_pl.models.network import build_network
 from tests.conftest import draw_image
 
@@ -45,7 +45,7 @@ def learning_rates(folder: Path) -> list[float]:
 
 
 def test_an_epoch_of_timm(run_training: Run, tmp_path: Path) -> None:
-    options = ("optim=adamw", "scheduler=warmup_cosine", "augment=stain", "model.stain=macenko", "pos_weight=balanced")
+    options = ("optim=adamw", "scheduler=warmup_cosine", "augment=stain", "model.stain=macenko", "pos_weight=2")
     results = run_training(*TIMM, *options, "data.balanced=true", "trainer.max_epochs=2")
     assert results["epochs"] == 2
     first, last = learning_rates(tmp_path / "run")

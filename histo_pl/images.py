@@ -203,9 +203,9 @@ def _open_rgb(path: str | Path, content: bytes | None = None) -> Image.Image:
     except FileNotFoundError as error:
         raise ImageError(f"There is no such file. Expected an image. Received: {path}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"This file is no image that can be read. Expected one of {', '.join(EXTENSIONS)}. Received: {path}"
-        ) from error
+        empty = os.path.getsize(path) == 0  # noqa: PTH202
+        what = "This file is empty" if empty else "This file's content is no image of a known format, whatever its name"
+        raise ImageError(f"{what}. Expected one of {', '.join(EXTENSIONS)}. Received: {path}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"This image claims more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a decompression bomb does. "

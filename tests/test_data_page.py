@@ -25,6 +25,7 @@ def make_tiles(root: Path) -> None:
         for number in range(20):
             patient = f"patient{number % 5}{class_name[0]}"
             draw(root, f"tiles/{class_name}/{patient.replace(patient[-1], str(ord(patient[-1])))}_{number}.png")
+    draw(root, "tiles/benign/patient098_20_bad.png")
     rows = [f"{path.stem},{path.stem.split('_')[0]}" for path in (root / "tiles").rglob("*.png")]
     (root / "cases.csv").write_text("\n".join(["path,case", *rows]))
     (root / "tiles" / "README.txt").touch()

@@ -104,11 +104,11 @@ def describe_counts(counts: Mapping[str, int], tiles: int) -> list[str]:
     sentences: Sequence[tuple[str, str]] = (
         (
             "unreadable_skipped",
-            "{} files that cannot be read are left out (data.on_error=skip); skipped.csv lists them.",
+            "Left out, as they cannot be read (data.on_error=skip): {}; skipped.csv lists them.",
         ),
-        ("blank_skipped", "{} tiles with hardly any tissue are left out (data.blank=skip); skipped.csv lists them."),
-        ("left_out", "{} images are left out by data.include, exclude, magnification or ignore_class."),
-        ("blank", "{} of the {tiles} tiles hold hardly any tissue (data.blank=skip leaves them out)."),
-        ("grey", "{} of the {tiles} tiles are grey, without any colour."),
+        ("blank_skipped", "Left out, with hardly any tissue (data.blank=skip): {}; skipped.csv lists them."),
+        ("left_out", "Left out by data.include, exclude, magnification or ignore_class: {}."),
+        ("blank", "Tiles with hardly any tissue: {} of {tiles} (data.blank=skip leaves them out)."),
+        ("grey", "Grey tiles, without any colour: {} of {tiles}."),
     )
     return [text.format(counts[key], tiles=tiles) for key, text in sentences if counts.get(key)]

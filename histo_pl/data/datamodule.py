@@ -159,22 +159,22 @@ class HistologyDataModule(L.LightningDataModule):
         check_no_overlap(self.tiles, self.split_of)
         self._check_classes_in_splits()
 
-    def write_split(self, file: Path) -> None:
+    def write_split(self, file: str | Path) -> None:
         """Write the split as CSV, for `split_file` to take back.
 
         Args:
             file: The file to write.
         """
-        write_split(file, self.tiles, self.split_of)
+        write_split(Path(file), self.tiles, self.split_of)
 
     def summary(self) -> dict[str, Any]:
         """Describe the data in plain values, as checkpoints and results carry it.
 
         Returns:
-            name, synthetic, the class names, for each split the tiles, malignant tiles and cases (None
-            where unknown), fingerprints of the split and of each split's contents, of a cross-validation the fold
-            and the number of folds, and the numbers of blank, grey and skipped tiles and of those that the user's
-            choice leaves out.
+            name, synthetic, the class names, for each split the tiles, malignant tiles and cases (None where unknown),
+            the number of cases with tiles of both classes, fingerprints of the split and of each split's contents, of a
+            cross-validation the fold and the number of folds, and the numbers of blank, grey and skipped tiles and of
+            those that the user's choice leaves out.
         """
         return {
             "name": self.name,
@@ -184,6 +184,7 @@ class HistologyDataModule(L.LightningDataModule):
             "parts": {split: self._counts(split) for split in SPLITS},
             "split": fingerprint(self.split_of),
             "contents": {split: self._contents(split) for split in SPLITS},
+            "mixed_cases": self._count_mixed_cases(),
             "fold": None if self.folds is None else [self.fold, self.folds],
             "checked": self.checked.counts(),
         }
@@ -373,6 +374,11 @@ class HistologyDataModule(L.LightningDataModule):
 
     def _contents(self, split: Split) -> str:
         return fingerprint({path: self.hashes[path] for path, one in self.split_of.items() if one == split})
+
+    def _count_mixed_cases(self) -> int | None:
+        if not self.has_cases:
+            return None
+        return len({(tile.case, tile.class_name) for tile in self.tiles}) - len({tile.case for tile in self.tiles})
 
     def _counts(self, split: Split) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.split_of[tile.path] == split]

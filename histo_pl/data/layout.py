@@ -64,6 +64,11 @@ class Listing:
     excluded: tuple[str, ...]
     inner: str = ""
 
+    @property
+    def all_images(self) -> tuple[str, ...]:
+        """Paths of all image files, taken or left out."""
+        return self.images + self.excluded
+
 
 def list_root(root: Path, is_taken: Callable[[str], bool] = lambda _: True) -> Listing:
     """List the files below a folder, or of a zip file, which is unpacked beside itself once.

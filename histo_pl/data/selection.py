@@ -43,6 +43,16 @@ def path_filter(include: object = None, exclude: object = None) -> Callable[[str
     return is_taken
 
 
+def unmatched_patterns(patterns: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """List the patterns that match no path.
+
+    Args:
+        patterns: See `path_filter`.
+        paths: With forward slashes, relative to the root.
+    """
+    return [one for one in patterns if not any(map(_compile(one).fullmatch, paths))]
+
+
 def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile("".join(_translate(part) for part in _PARTS.findall(pattern)), re.DOTALL)

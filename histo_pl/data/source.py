@@ -1,6 +1,7 @@
 """A data set as its owner keeps it: a root folder or zip file, with or without tables, to a list of tiles."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -11,7 +12,7 @@ from histo_pl.data.classes import CLASSES, ClassChoice, Classes
 from histo_pl.data.csv import describe_some
 from histo_pl.data.groups import apply_group_file
 from histo_pl.data.layout import ClassFolders, FoundFile, Listing, list_root, read_folders
-from histo_pl.data.selection import as_list, path_filter
+from histo_pl.data.selection import as_list, path_filter, unmatched_patterns
 from histo_pl.data.table import read_cases, read_labels
 from histo_pl.data.tile import Tile, case_of
 from histo_pl.errors import UserError
@@ -32,6 +33,7 @@ class TileSet:
         others: Paths of the visible files that are no images.
         left_out: Number of images that the user's choice leaves out: by their path, their magnification or their class.
         classes: The two classes; None where they were not asked for.
+        unmatched: Patterns of include and exclude that match no image.
     """
 
     root: Path
@@ -40,6 +42,7 @@ class TileSet:
     others: tuple[str, ...]
     left_out: int
     classes: Classes | None
+    unmatched: tuple[str, ...] = ()
 
     @property
     def is_published(self) -> bool:
@@ -94,7 +97,15 @@ class TileSource:
             UserError: The root, a table, the classes or the cases are not as expected.
         """
         found = self.read_any()
-        names = sorted({tile.class_name for tile in found.tiles})
+        self._check_patterns(found)
+        counts = Counter(tile.class_name for tile in found.tiles)
+        names = sorted(counts)
+        if self.table is not None and len(names) > CLASSES and self.negative_class is None:
+            listed = ", ".join(f"{name} ({counts[name]} tiles)" for name in names)
+            raise UserError(
+                f"The table has {len(names)} labels. Say of each what it means, as one may be misspelt: "
+                f"data.positive_class=[...], data.negative_class=[...] and data.ignore_class=[...]. Received: {listed}"
+            )
         if len(names) < CLASSES:
             raise _no_classes(found, names)
         classes = ClassChoice(self.positive_class, self.negative_class, self.ignore_class).resolve(names)
@@ -124,7 +135,17 @@ class TileSource:
         tiles = self._with_columns(self._with_cases(tiles))
         kept = self._of_magnification(tiles)
         left_out = len(listing.excluded) + len(tiles) - len(kept)
-        return TileSet(listing.root, tuple(kept), tuple(loose), listing.others, left_out, None)
+        unmatched = unmatched_patterns([*as_list(self.include), *as_list(self.exclude)], listing.all_images)
+        return TileSet(listing.root, tuple(kept), tuple(loose), listing.others, left_out, None, tuple(unmatched))
+
+    def _check_patterns(self, found: TileSet) -> None:
+        """Refuse patterns that match no image and so are probably misspelt."""
+        if found.unmatched:
+            raise UserError(
+                f"A pattern of data.include or data.exclude matches no image. Expected one of paths below "
+                f"{found.root}, in which * is anything but a slash and ** is anything, such as '**/*_bad.png'. "
+                f"Received: {found.unmatched[0]}"
+            )
 
     def _from_folders(self, listing: Listing, files: Sequence[FoundFile]) -> tuple[list[Tile], list[Tile]]:
         """Make tiles of the files in class folders, and loose ones of the others."""
@@ -224,10 +245,11 @@ def _in_class(tile: Tile, classes: Classes, several: bool) -> Tile:
 
 def _no_classes(found: TileSet, names: Sequence[str]) -> UserError:
     images = len(found.tiles) + len(found.loose)
+    left_out = f", {found.left_out} left out by data.include, exclude or magnification," if found.left_out else ""
     return UserError(
         f"A folder of tiles must hold two class folders with images, such as benign and malignant, also in train and "
         f"test, or in a folder of each patient; or there is a table: data=table data.table=labels.csv. "
-        f"Received: {found.root} with {images} images and the class folders {', '.join(names) or 'none'}"
+        f"Received: {found.root} with {images} images{left_out} and the class folders {', '.join(names) or 'none'}"
     )
 
 

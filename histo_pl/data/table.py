@@ -1,7 +1,7 @@
 """Tables of labels, and of cases: CSV or TSV files that say of each image what its folders do not."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from histo_pl.data.csv import describe_some, read_table
@@ -11,6 +11,7 @@ from histo_pl.errors import UserError
 
 NAMES: Mapping[str, str] = {"path": "path", "label": "label", "case": "case", "split": "split"}
 REQUIRED = ("path", "label")
+NO_COLUMN = "none"  # as the name of a column: the table's own is not read
 
 
 def read_labels(
@@ -21,7 +22,7 @@ def read_labels(
     Args:
         file: The table: `data.table`.
         listing: The images, of which the table must name each once, and no others.
-        columns: The table's own names of the columns path, label, case and split, where they differ.
+        columns: The table's own names of the columns path, label, case and split, where they differ; `none`: not read.
         suffix: Appended to paths that lack it, such as `.tif`.
 
     Returns:
@@ -31,15 +32,28 @@ def read_labels(
         UserError: The table is missing or malformed, or it and the folder differ.
     """
     names = {**NAMES, **{key: str(name) for key, name in (columns or {}).items() if name is not None}}
-    unknown = sorted(set(names) - set(NAMES))
-    if unknown:
-        raise UserError(f"data.table_columns has an unknown key. Expected {', '.join(NAMES)}. Received: {unknown[0]}")
-    rows = read_table(file, "data.table", [names[key] for key in REQUIRED])
+    rows = read_table(file, "data.table", ())
+    _check_columns(file, names, [name for name in (rows[0] if rows else ()) if isinstance(name, str)])
     paths = [_with_suffix(row[names["path"]], suffix).removeprefix(listing.inner) for row in rows]
     _check_rows(file, paths, [row[names["label"]] for row in rows], listing)
     wanted = set(listing.images)
     tiles = [_tile(path, row, names, file) for path, row in zip(paths, rows, strict=True) if path in wanted]
     return sorted(tiles, key=lambda tile: tile.path)
+
+
+def _check_columns(file: Path, names: Mapping[str, str], found: Collection[str]) -> None:
+    """Refuse a table without the columns that are needed, and names that the user chose and it does not have."""
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        raise UserError(f"data.table_columns has an unknown key. Expected {', '.join(NAMES)}. Received: {unknown[0]}")
+    chosen = [key for key in NAMES if key in REQUIRED or names[key] not in (NAMES[key], NO_COLUMN)]
+    missing = [key for key in chosen if names[key] not in found]
+    if missing:
+        hints = " ".join(f"data.table_columns.{key}=NAME" for key in missing)
+        raise UserError(
+            f"data.table lacks the column {' and '.join(names[key] for key in missing)}. Expected it, or its own name: "
+            f"{hints}. Received: {file} with the columns {', '.join(found) or 'none'}"
+        )
 
 
 def _with_suffix(path: str, suffix: str | None) -> str:

@@ -169,7 +169,7 @@ def explain_cases(predictions: Predictions, rule: CaseRule) -> str | None:
         return f"By case (case_truth={rule.truth}): malignant if any tile is; score: {rule.title}{above}."
     if mixed:
         return (
-            f"{mixed} of the {len(np.unique(predictions.case))} cases have tiles of both classes, so that a case has "
-            f"no class of its own: there is no result by case (case_truth=any case_score=max would define one)."
+            f"Cases with tiles of both classes: {mixed} of {len(np.unique(predictions.case))}. Such a case has no "
+            f"class of its own, so there is no result by case (case_truth=any case_score=max would define one)."
         )
     return None

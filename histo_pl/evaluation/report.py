@@ -112,7 +112,11 @@ def _cards(levels: Levels) -> list[dict[str, str]]:
     def interval(name: str) -> str:
         ends = levels.tiles["intervals"][name]
         unit = levels.tiles["intervals_over"]
-        return f"{' to '.join(map(format_number, ends))} (over {unit})" if ends else f"no interval: too few {unit}"
+        return (
+            f"{' to '.join(map(format_number, ends))} (over {unit})"
+            if ends
+            else f"no interval: too few {unit}, or all alike"
+        )
 
     return [
         {

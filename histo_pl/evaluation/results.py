@@ -204,8 +204,11 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
         )
     if refer and not refer["answered"]:
         found.append("No band of uncertainty keeps the error rate on the validation tiles: every answer is referred.")
+    mixed = results["data"].get("mixed_cases")
     if results["case_level"]["note"]:
         found.append(results["case_level"]["note"])
+    elif mixed:
+        found.append(f"Cases with tiles of both classes: {mixed}, none of them among the tested ones.")
     if results["data"]["synthetic"]:
         found.append("These tiles were drawn by a program: the figures say nothing of real tissue.")
     return found
@@ -226,7 +229,8 @@ def log_results(results: Mapping[str, Any]) -> None:
         of_cases = (format_estimate(cases, name) or "undefined") if cases else ""
         log.info("  %-18s %-24s %s", metric, by_tile, of_cases)
     log.info(
-        "In brackets: 95%% intervals over the %d %s; none with fewer than 3 of a class, or if all are alike.",
+        "In brackets: 95%% intervals over the %d %s; none with fewer than 3 of a class that the metric rests on, or if "
+        "all are alike.",
         tiles["units"],
         tiles["intervals_over"],
     )

@@ -51,6 +51,12 @@ class SeenTiles:
         """
         if cases == KEEP:
             return self.left
+        if not self.cases_known:
+            raise UserError(
+                "Patients of the training cannot be recognised: the checkpoint or the folder does not name them. "
+                "Expected data.group_regex, data.cases_file or a case column as in the training, or seen_cases=keep. "
+                "Received: seen_cases=skip"
+            )
         chosen = (self.by_file == "") & (self.by_case == "")
         if not chosen.any():
             raise UserError(
@@ -78,7 +84,7 @@ class SeenTiles:
             "train": files["train"],
             "val": files["val"],
             "test": tested.take(~new).summary() if known else None,
-            "case_note": self._case_note(len(np.unique(tested.case[of_cases])), int(of_cases.sum()), cases),
+            "case_note": self._case_note(tested, of_cases, cases),
             "cases": len(np.unique(tested.case[of_cases])),
             "tiles_of_cases": int(of_cases.sum()),
         }
@@ -103,15 +109,24 @@ class SeenTiles:
             f"{counts['val']} validated it): {consequence}."
         )
 
-    def _case_note(self, cases: int, tiles: int, choice: str) -> str | None:
+    def _case_note(self, tested: Predictions, seen: NDArray[np.bool_], choice: str) -> str:
         if not self.cases_known:
             return "Patients of the training cannot be recognised: the checkpoint or the folder does not name them."
-        if not tiles:
-            return None
+        all_cases, cases = np.unique(tested.case), len(np.unique(tested.case[self.by_case != ""]))
+        if not cases:
+            return (
+                f"None of the {len(all_cases)} cases here, such as {all_cases[0]!s}, had a part in the checkpoint's "
+                f"training, if they were named alike there."
+            )
+        if not seen.any():
+            return f"Of the {len(all_cases)} cases here {cases} had a part in the training, by these very files alone."
         consequence = "they are left out (seen_cases=skip)"
         if choice == KEEP:
             consequence = "the figures are optimistically biased (seen_cases=skip leaves them out)"
-        return f"{tiles} other tiles are of {cases} cases that had a part in the checkpoint's training: {consequence}."
+        return (
+            f"{int(seen.sum())} tiles whose files are new are of {len(np.unique(tested.case[seen]))} cases that had a "
+            f"part in the checkpoint's training: {consequence}."
+        )
 
 
 def find_seen(model: TrainedModel, hashes: Mapping[str, str], tested: Predictions) -> SeenTiles:

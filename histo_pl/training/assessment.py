@@ -120,6 +120,13 @@ def check_case_rule(rule: CaseRule, data: HistologyDataModule) -> None:
     if "" in malignant | benign or not malignant or not benign:
         raise UserError(
             f"case_truth={rule.truth} needs validation cases of which some are malignant and some are not, as the "
-            f"threshold of case_score={rule.score} is chosen on them. Name the cases by data.group_regex, or raise "
-            f"data.val_fraction. Received: {len(malignant)} malignant and {len(benign)} benign ones"
+            f"threshold of case_score={rule.score} is chosen on them. Name the cases by data.group_regex, raise "
+            f"data.val_fraction, or do without case_truth where nearly every case has a malignant tile. "
+            f"Received: {len(malignant)} malignant and {len(benign)} benign validation cases, of {_count_cases(data)}"
         )
+
+
+def _count_cases(data: HistologyDataModule) -> str:
+    malignant = {tile.case for tile in data.tiles if tile.class_name == data.positive_class}
+    cases = {tile.case for tile in data.tiles}
+    return f"{len(cases - malignant)} benign ones among {len(cases)} in all"

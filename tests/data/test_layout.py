@@ -197,6 +197,12 @@ def test_patterns_choose_files(make_folder: MakeFolder, options: dict[str, Any],
     assert (len(found.tiles), found.left_out) == (count, 40 - count)
 
 
+@pytest.mark.parametrize("option", [{"include": "**/400X/**"}, {"exclude": ["**/40X/**", "*_bad.png"]}])
+def test_a_pattern_that_matches_nothing_is_refused(make_folder: MakeFolder, option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"matches no image.*Received: (\*\*/400X/\*\*|\*_bad\.png)$"):
+        TileSource(make_folder(BREAKHIS_V1), **option).read()
+
+
 def test_several_magnifications_are_asked_about_and_stay_with_their_patient(make_folder: MakeFolder) -> None:
     options: dict[str, Any] = {"columns": {"magnification": r"/(\d+)X/"}, "group_regex": r"_14-(\d+)"}
     root = make_folder(BREAKHIS_V1)

@@ -100,8 +100,20 @@ def test_a_row_without_a_label_or_with_an_odd_split_is_refused(images: Path, wri
         open_folder(images, table=write("path,label,split", rows), positive_class=1)
     with pytest.raises(UserError, match=r"unknown key.*cases"):
         open_folder(images, table=write("path,label,split", rows), table_columns={"cases": "x"})
-    with pytest.raises(UserError, match=r"lacks a column. Expected path and label"):
+    with pytest.raises(UserError, match=r"lacks the column path. Expected it.*table_columns.path=NAME"):
         open_folder(images, table=write("id,label", rows))
+
+
+def test_a_misspelt_column_is_refused_and_a_third_label_asked_about(images: Path, write: Write) -> None:
+    rows = [f"{name}.tif,{('tumor', 'normal')[int(name) % 2]},{int(name) // 4}" for name in NAMES]
+    with pytest.raises(UserError, match=r"lacks the column patiant.*table_columns\.case=NAME.*path, label, patient"):
+        open_folder(images, table=write("path,label,patient", rows), table_columns={"case": "patiant"})
+    rows[0] = rows[0].replace("tumor", "tumour")
+    table = write("path,label,patient", rows)
+    with pytest.raises(UserError, match=r"3 labels.*data\.negative_class.*normal \(10 tiles\).*tumour \(1 tiles?\)"):
+        open_folder(images, table=table, positive_class="tumor")
+    both = TileSource(images, table=table, positive_class=["tumor", "tumour"], negative_class="normal").read()
+    assert sum(tile.class_name == "tumor, tumour" for tile in both.tiles) == 10
 
 
 def test_files_that_are_left_out_need_no_row_and_may_have_one(images: Path, write: Write) -> None:

@@ -42,7 +42,7 @@ def test_a_mixed_case_has_no_class_of_its_own() -> None:
     assert count_mixed_cases(tiles) == 6
     assert by_case(tiles, CaseRule()) is None
     assert summarize_cases(None, CaseRule()) is None
-    assert "6 of the 12 cases have tiles of both classes" in str(explain_cases(tiles, CaseRule()))
+    assert "Cases with tiles of both classes: 6 of 12" in str(explain_cases(tiles, CaseRule()))
     found = tiles.summary()
     assert found["intervals_over"] == "cases" and found["intervals"]["auroc"] is not None
 

@@ -44,9 +44,13 @@ def test_new_tiles_of_training_patients_are_counted_and_left_out_on_request(tmp_
     assert any("seen_cases=skip leaves them out" in warning for warning in kept["warnings"])
     left = evaluate(checkpoint, other, group_regex=regex, seen_cases="skip", run_dir=tmp_path / "left")
     assert left["test"]["tiles"] == 48 - 4 * trained
+    other_names = evaluate(checkpoint, other, group_regex=r"p(\d+)_", run_dir=tmp_path / "names")
+    assert "None of the 12 cases here, such as 0," in str(other_names["seen"]["case_note"])
     unnamed = evaluate(checkpoint, other, run_dir=tmp_path / "unnamed")
     assert "cannot be recognised" in str(unnamed["seen"]["case_note"])
     assert unnamed["test"]["tiles"] == 48
+    with pytest.raises(UserError, match="or seen_cases=keep"):
+        evaluate(checkpoint, other, seen_cases="skip", run_dir=tmp_path / "unnamed again")
 
 
 def test_nothing_left_is_one_error(tmp_path: Path) -> None:

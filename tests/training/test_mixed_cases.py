@@ -78,7 +78,7 @@ def test_tiles_have_intervals_over_patients_and_no_case_level_is_invented(root: 
     assert (results["test"]["intervals_over"], results["test"]["units"]) == ("cases", len({case for case, *_ in rows}))
     assert results["test_by_case"] is None
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "have tiles of both classes" in report
+    assert "Cases with tiles of both classes" in report
     assert "over cases" in report
 
 

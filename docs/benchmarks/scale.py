@@ -2,6 +2,8 @@
 
 python docs/benchmarks/scale.py --tiles 300000   # needs 100 KB a tile on the disk; about half an hour on 2 cores
 python docs/benchmarks/scale.py --tiles 3000     # a first look
+python docs/benchmarks/scale.py --audit exact --tiles 100000            # the audit of as many, exact copies alone
+python docs/benchmarks/scale.py --audit altered --tiles 20000 --size 96   # altered copies too; each tile is drawn
 
 The tiles are one drawn tile, as PNGs that differ in a text chunk alone, so that their bytes differ and their pixels do
 not. A "start" is all that a training does before its first epoch: the files are found, checked and split, copies are
@@ -21,7 +23,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from histo_pl.images import list_files, read_rgb
 
 CHUNK = 64  # files a task
 TILES_A_CASE = 500
+AUDITS = ("exact", "altered")
 
 
 def make_tiles(root: Path, tiles: int, size: int) -> None:
@@ -50,6 +53,21 @@ def make_tiles(root: Path, tiles: int, size: int) -> None:
         folder = root / ("malignant" if case % 2 else "benign") / f"case{case}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.png").write_bytes(png[:after_header] + chunk + png[after_header:])
+
+
+def draw_tiles(root: Path, tiles: int, size: int) -> None:
+    """Draw every tile for itself, so that none is a copy of another."""
+    with ProcessPoolExecutor(usable_cores()) as pool:
+        list(pool.map(_draw, *zip(*((root, number, size) for number in range(tiles)), strict=True), chunksize=CHUNK))
+
+
+def _draw(root: Path, number: int, size: int) -> None:
+    generator = np.random.default_rng(number)
+    malignant = bool(number % 2)
+    folder = root / ("malignant" if malignant else "benign")
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = draw_tile(generator, Stain.draw(generator), malignant=malignant, size=size)
+    Image.fromarray(drawn).save(folder / f"{number}.png", compress_level=1)
 
 
 def read_and_decode(root: Path) -> None:
@@ -75,6 +93,13 @@ def start_training(root: Path, memory: Path) -> None:
     data.colours_of([tile.path for tile in data.tiles])
 
 
+def audit(root: Path, memory: Path, *, exact_only: bool) -> None:
+    """Audit the tiles."""
+    from histo_pl.audit.run import audit_tiles
+
+    print(audit_tiles(root, exact_only=exact_only, out=memory.with_name("audit")))
+
+
 def anonymous_memory() -> float:
     """Return this process's anonymous memory in GB: mapped files are the system's cache."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -96,10 +121,9 @@ def measure(task: str, root: Path, memory: Path) -> dict[str, float]:
 
     threading.Thread(target=watch, daemon=True).start()
     started = time.perf_counter()
-    if task == "read":
-        read_and_decode(root)
-    else:
-        start_training(root, memory)
+    tasks = {"read": lambda: read_and_decode(root), "start": lambda: start_training(root, memory)}
+    tasks |= {kind: lambda: audit(root, memory, exact_only=task == "exact") for kind in AUDITS}
+    tasks[task]()
     seconds = time.perf_counter() - started
     done.set()
     reads = [count for name, count in opened.items() if name.startswith(prefix) and name.endswith(".png")]
@@ -128,13 +152,23 @@ def report(tiles: int, size: int, folder: Path) -> None:
         print(f"| {name} | {one['seconds']:.1f} | {ratio:.2f} | {one['gigabytes']:.2f} | {one['most_reads']:.0f} |")
 
 
+def report_audit(kind: str, tiles: int, size: int, folder: Path) -> None:
+    """Make the tiles, audit them, and print time and memory."""
+    (make_tiles if kind == "exact" else draw_tiles)(folder / "tiles", tiles, size)
+    found = in_a_process(kind, folder / "tiles", folder / "unused")
+    print(f"{kind} copies among {tiles} tiles of {size}x{size} pixels, {usable_cores()} cores: ", end="")
+    print(f"{found['seconds']:.0f} s, ", end="")
+    print(f"{found['gigabytes']:.2f} GB of anonymous memory, each file read at most {found['most_reads']:.0f} times")
+
+
 def main() -> None:
     """Measure, or run one task of a measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, default=300_000)
     parser.add_argument("--size", type=int, default=224, help="side of a tile in pixels")
+    parser.add_argument("--audit", choices=AUDITS, help="measure an audit instead, for such copies")
     parser.add_argument("--folder", type=Path, help="where to write the tiles (default: a temporary folder)")
-    parser.add_argument("--task", choices=("read", "start"), help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=("read", "start", *AUDITS), help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -142,7 +176,10 @@ def main() -> None:
         print(json.dumps(measure(options.task, options.root, options.memory)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        report(options.tiles, options.size, Path(folder))
+        if options.audit:
+            report_audit(options.audit, options.tiles, options.size, Path(folder))
+        else:
+            report(options.tiles, options.size, Path(folder))
 
 
 if __name__ == "__main__":

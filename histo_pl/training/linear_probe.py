@@ -3,8 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.samplers import class_weights
+from histo_pl.data.splits import fold_groups
 from histo_pl.data.tile import Split, Tile
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import EncoderWithHead
@@ -23,6 +24,9 @@ from histo_pl.training.module import TileClassifier
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-6  # of the gradient of the mean loss
+AUTO = "auto"
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # that auto chooses from
+FOLDS = 5  # of the training tiles
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,18 @@ class LogisticRegression:
     bias is not penalized. In scikit-learn's terms C = 1 / (weight_decay * N).
 
     Attributes:
-        weight_decay: Strength of the penalty, at least 0.
+        weight_decay: Strength of the penalty, at least 0; `auto`: chosen by `choose_penalty`.
         max_iter: Greatest number of L-BFGS iterations.
     """
 
-    weight_decay: float = 1.0
+    weight_decay: float | str = 1.0
     max_iter: int = 100
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, before features are computed."""
         for key, value, least in (("weight_decay", self.weight_decay, 0), ("max_iter", self.max_iter, 1)):
+            if key == "weight_decay" and value == AUTO:
+                continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
                 raise UserError(f"optim.{key} is out of range. Expected at least {least}. Received: {value}")
 
@@ -60,6 +66,8 @@ class LogisticRegression:
         Raises:
             UserError: scikit-learn is not installed.
         """
+        if isinstance(self.weight_decay, str):
+            raise TypeError("the penalty is yet to be chosen")
         strength = self.weight_decay * len(features)
         solver = _scikit_learn().LogisticRegression(
             C=1 / strength if strength else np.inf, max_iter=self.max_iter, tol=TOLERANCE
@@ -131,10 +139,53 @@ class LinearProbe:
         if data.balanced:
             balance = torch.tensor(class_weights(tiles)).repeat(len(labels) // len(tiles))
             weights = weights * balance / balance.mean()
-        weight, bias = self.solver.fit(backbone.standardize(training), labels, weights)
+        inputs, solver = backbone.standardize(training), self.solver
+        if solver.weight_decay == AUTO:
+            plain = slice(len(tiles))  # the first of the views
+            solver = choose_penalty(solver, tiles, inputs[plain], labels[plain], weights[plain])
+        weight, bias = solver.fit(inputs, labels, weights)
         backbone.head.load_state_dict({"weight": weight, "bias": bias})
         classifier.eval()
-        return {"epoch": 0.0} | _metrics(classifier, features, data)
+        return {"epoch": 0.0, "weight_decay": float(solver.weight_decay)} | _metrics(classifier, features, data)
+
+
+def choose_penalty(
+    solver: LogisticRegression, tiles: Sequence[Tile], features: Tensor, labels: Tensor, weights: Tensor
+) -> LogisticRegression:
+    """Choose the penalty with the least log loss in a cross-validation over the training tiles, cases kept together.
+
+    Args:
+        solver: The logistic regression.
+        tiles: N training tiles.
+        features: Of their plain views, standardized, float32 of shape (N, width).
+        labels: 1 for malignant, 0 for benign, of shape (N,).
+        weights: Weight of each tile's loss, not negative, of shape (N,).
+
+    Returns:
+        The same with a penalty of `PENALTIES`; with 1.0 where a class has a single case.
+    """
+    of_class = {name: {t.group for t in tiles if t.class_name == name} for name in {t.class_name for t in tiles}}
+    folds = min(FOLDS, *map(len, of_class.values()))
+    if folds < 2:  # noqa: PLR2004
+        log.warning("The penalty cannot be chosen from a single case of a class: optim.weight_decay=1.0 is taken.")
+        return replace(solver, weight_decay=1.0)
+    losses = dict.fromkeys(PENALTIES, 0.0)
+    for fold in range(folds):
+        chosen = fold_groups(tiles, folds, fold, 0)
+        left_out = torch.tensor([tile.group in chosen for tile in tiles])
+        for penalty in PENALTIES:
+            one = replace(solver, weight_decay=penalty)
+            weight, bias = one.fit(features[~left_out], labels[~left_out], weights[~left_out])
+            logits = features[left_out] @ weight[0] + bias
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                logits, labels[left_out].float(), weights[left_out].float(), reduction="sum"
+            )
+            losses[penalty] += float(loss)
+    best = min(reversed(PENALTIES), key=losses.__getitem__)
+    log.info(
+        "The penalty of the linear probe is %g: the least log loss in %d folds of the training tiles.", best, folds
+    )
+    return replace(solver, weight_decay=best)
 
 
 def logits_of(

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.datasets import augmented
+from histo_pl.data.tile import Tile
 from histo_pl.data.transforms.geometric import RandomDihedral, RandomZoom
 from histo_pl.data.transforms.stain import RandomStain
 from histo_pl.errors import UserError
@@ -23,7 +24,7 @@ from histo_pl.models.backbones import PooledStages
 from histo_pl.models.ensemble import load_model
 from histo_pl.training import features
 from histo_pl.training.features import FeatureExtractor, Features, FeatureStore, augmentation_key, fingerprint
-from histo_pl.training.linear_probe import LogisticRegression
+from histo_pl.training.linear_probe import AUTO, LogisticRegression, choose_penalty
 from tests.conftest import compose_config
 
 PROBE = ("experiment=linear_probe", "data.image_size=32", "trainer.accelerator=cpu", "embeddings.views=2")
@@ -90,6 +91,26 @@ def test_the_penalty_is_that_of_a_mean_loss_and_weights_count() -> None:
 def test_a_penalty_out_of_range_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"out of range"):
         LogisticRegression(**setting)
+
+
+def test_the_penalty_is_chosen_by_cases_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Features that tell cases apart but not classes ask for a strong penalty; a clear one for a weak one."""
+    generator = torch.Generator().manual_seed(1)
+    tiles = [Tile(f"{n}.png", "ab"[n // 8 % 2], f"case{n // 8}") for n in range(160)]
+    labels = torch.tensor([int(tile.class_name == "b") for tile in tiles])
+    noise = torch.randn(20, 40, generator=generator).repeat_interleave(8, 0)
+    clear = noise * 0.01
+    clear[:, 0] = 4.0 * labels - 2
+    chosen = [
+        float(choose_penalty(LogisticRegression(AUTO), tiles, features, labels, torch.ones(160)).weight_decay)
+        for features in (noise, clear)
+    ]
+    assert chosen[0] >= 1
+    assert chosen[1] <= 0.1
+    few = [Tile(f"{n}.png", "ab"[n % 2], f"case{n % 2}") for n in range(160)]
+    alone = choose_penalty(LogisticRegression(AUTO), few, noise, torch.arange(160) % 2, torch.ones(160))
+    assert alone.weight_decay == 1.0
+    assert "cannot be chosen" in caplog.text
 
 
 def test_too_few_iterations_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,6 +24,7 @@ from histo_pl.cli.command_line import (
     prepare_process,
     quote_literals,
 )
+from histo_pl.cli.mistakes import describe_mistake
 from histo_pl.signals import set_stop_message, set_stop_suffix
 from histo_pl.storage import atomic_write_text, new_folder, remove_empty_folders
 
@@ -66,8 +67,8 @@ def run_program(main: Callable[[], Any]) -> None:
             main()
         except InstantiationException:
             raise
-        except CompactHydraException as error:  # a mistake in the configuration, in Hydra's own words
-            raise SystemExit("\n".join(str(one) for one in (error, error.__cause__) if one is not None)) from None
+        except CompactHydraException as error:
+            raise SystemExit(describe_mistake(error, Path(sys.argv[0]).stem)) from None
 
 
 @contextmanager

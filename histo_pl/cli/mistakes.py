@@ -1,0 +1,58 @@
+"""Mistakes in the keys of a command line, in one line and with the key that was probably meant."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf"
+NO_KEY = re.compile(r"Could not override '([^']+)'")
+NO_CHOICE = re.compile(r"Could not find '([^']+)/([^']+)'")
+
+
+def describe_mistake(error: CompactHydraException, program: str) -> str:
+    """Write a mistake in the configuration for a person.
+
+    Args:
+        error: Hydra's.
+        program: Name of the configuration: train, evaluate or predict.
+
+    Returns:
+        One line.
+    """
+    text = str(error)
+    key, choice = NO_KEY.search(text), NO_CHOICE.search(text)
+    if key:
+        near = _similar(key[1], _known_keys(program))
+        expected = f"Did you mean {near}?" if near else f"python {program}.py --cfg job lists all."
+        return f"Error: There is no such key. {expected} Received: {key[1]}"
+    if choice:
+        names = sorted(file.stem for file in (CONF / choice[1]).glob("*.yaml"))
+        return (
+            f"Error: There is no such choice of {choice[1]}. Expected one of {', '.join(names)}. Received: {choice[2]}"
+        )
+    reason = " ".join(str(error.__cause__ or error).split()).partition(" See https://hydra.cc")[0]
+    return f"Error: The command line cannot be read ({reason}). Quote values with special characters: key='value'."
+
+
+def _similar(key: str, known: list[str]) -> str | None:
+    """Find the known key that resembles one, or whose last part resembles its last part."""
+    near = get_close_matches(key, known, 1)
+    if not near:
+        last_parts = get_close_matches(key.rpartition(".")[2], [one.rpartition(".")[2] for one in known], 1)
+        near = [one for one in known if last_parts and one.rpartition(".")[2] == last_parts[0]]
+    return near[0] if near else None
+
+
+def _known_keys(program: str) -> list[str]:
+    from histo_pl.cli.resume import leaves  # it loads the models
+
+    GlobalHydra.instance().clear()  # of the program that failed
+    data = ["data=table"] if program in ("train", "evaluate") else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose(program, data))
+    return [key for key, _ in leaves(config)]

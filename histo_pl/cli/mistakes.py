@@ -40,11 +40,12 @@ def describe_mistake(error: CompactHydraException, program: str) -> str:
 
 
 def _similar(key: str, known: list[str]) -> str | None:
-    """Find the known key that resembles one, or whose last part resembles its last part."""
-    near = get_close_matches(key, known, 1)
-    if not near:
-        last_parts = get_close_matches(key.rpartition(".")[2], [one.rpartition(".")[2] for one in known], 1)
-        near = [one for one in known if last_parts and one.rpartition(".")[2] == last_parts[0]]
+    """Find the known key that resembles one, or whose last part begins with its last part, or resembles it."""
+    last = key.rpartition(".")[2]
+    last_parts = {one: one.rpartition(".")[2] for one in known}
+    near = get_close_matches(key, known, 1) or [one for one, part in last_parts.items() if part.startswith(last)]
+    closest = get_close_matches(last, last_parts.values(), 1)
+    near = near or [one for one, part in last_parts.items() if part in closest]
     return near[0] if near else None
 
 

@@ -19,11 +19,12 @@ def describe(findings: Mapping[str, Any]) -> list[str]:
     if copies is not None:
         altered = _counted_groups(copies)
     parts, cases = findings["parts"], findings["cases"]
+    known = f"{cases}, {findings['mixed_cases']} of them with tiles of several classes"
     divided = "unknown" if cases is None else _some(list(findings["cases_across_parts"]))
     unsplit = "not checked: no train and test, no --split-file" if len(parts) < 2 else ""  # noqa: PLR2004
     lines = [
         f"{findings['tiles']} tiles: {_counted(findings['classes'])}",
-        f"  cases                 {'unknown (--group-regex)' if cases is None else cases}",
+        f"  cases                 {'unknown (--group-regex)' if cases is None else known}",
         f"  unreadable            {_some(findings['unreadable'])}",
         f"  hardly any tissue     {_some(findings['blank'])}",
         f"  grey                  {_some(findings['grey'])}",

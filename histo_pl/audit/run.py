@@ -122,6 +122,7 @@ def _findings(
         "classes": dict(Counter(item.class_name for item in read)),
         "parts": dict(Counter(item.split for item in read if item.split)),
         "cases": len({item.case for item in read if item.case}) or None,
+        "mixed_cases": _count_mixed_cases(read),
         "unreadable": [str(item.file) for item in read if item.error is not None],
         "blank": [str(item.file) for item in readable if item.tissue < LEAST_TISSUE],
         "grey": [str(item.file) for item in readable if item.grey],
@@ -133,6 +134,15 @@ def _findings(
         "storage": _differing_storage(readable),
         "colour_only": _color_baseline(readable, groups),
     }
+
+
+def _count_mixed_cases(items: Sequence[Item]) -> int:
+    """Count the cases with tiles of several classes."""
+    classes: defaultdict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.case:
+            classes[item.case].add(item.class_name)
+    return sum(len(names) > 1 for names in classes.values())
 
 
 def _list_items(folders: Sequence[Path], source: Mapping[str, Any], split_file: str | Path | None) -> list[Item]:

@@ -141,14 +141,15 @@ def write_predictions(
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write results.json.
+    """Write results.json, with the `caveats` that the report names too.
 
     Args:
         folder: The run's or the evaluation's.
         results: Plain values.
     """
+    contents = {**results, "caveats": caveats(results)}
     with atomic_write_text(folder / "results.json") as stream:
-        stream.write(json.dumps(without_nan(results), indent=2) + "\n")
+        stream.write(json.dumps(without_nan(contents), indent=2) + "\n")
 
 
 def write_report(folder: Path, report: Report) -> None:

@@ -4,6 +4,7 @@ import re
 import shlex
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,70 @@ def test_every_layout_is_trained_evaluated_and_audited() -> None:
         own = [line for line in LINES if re.search(rf"[ =]{root}( |$)", line)]
         for program in ("python train.py", "python evaluate.py", "python -m histo_pl audit"):
             assert any(line.startswith(program) for line in own), (root, program)
+
+
+def make_damaged(root: Path) -> Path:
+    for name in ("benign", "malignant"):
+        for number in range(20):
+            draw(root, f"tiles/{name}/{number}.png")
+    for name in ("benign/1", "benign/2", "malignant/3"):
+        file = root / "tiles" / f"{name}.png"
+        file.write_bytes(file.read_bytes()[:80])
+    (root / "tiles/malignant/4.png").write_bytes(b"")
+    (root / "tiles/malignant/5.png").write_text("text")
+    return root / "tiles"
+
+
+def test_a_report_counts_the_files_that_were_left_out(tmp_path: Path) -> None:
+    data = ("data=folder", f"data.root={make_damaged(tmp_path)}", "data.on_error=skip")
+    results = train(compose_config("train", *data, *TINY, f"run_dir={tmp_path / 'run'}"))
+    assert results["data"]["checked"]["unreadable_skipped"] == 5
+    assert "cannot be read (data.on_error=skip): 5" in (tmp_path / "run" / "report.html").read_text()
+    assert len((tmp_path / "run" / "skipped.csv").read_text().splitlines()) == 6
+
+
+def make_windows_zip(root: Path) -> Path:
+    content = draw_image(root / "one.png").read_bytes()
+    with zipfile.ZipFile(root / "tiles.zip", "w") as archive:
+        for name in ("benign", "malignant"):
+            for number in range(10):
+                archive.writestr(f"tiles\\{name}\\{number}.png", content + bytes([number]))
+    return root / "tiles.zip"
+
+
+def make_strays(root: Path) -> Path:
+    for name in ("Benign", "Malignant"):
+        for number in range(10):
+            draw(root, f"download/inner/{name}/slide {number % 5}/deep/{number}.png")
+    for file in ("download/README.txt", "download/inner/Folds.csv", "download/.DS_Store"):
+        (root / file).touch()
+    (root / "download" / "empty" / "deeper").mkdir(parents=True)
+    return root / "download"
+
+
+def make_capitals(root: Path) -> Path:
+    for split in ("Train", "Validation", "Testing"):
+        for name in ("benign", "malignant"):
+            for number in range(5):
+                draw(root, f"splits/{split}/{name}/{split}{number}.png")
+    return root / "splits"
+
+
+def make_links(root: Path) -> Path:
+    for name in ("benign", "malignant"):
+        for number in range(10):
+            draw(root, f"elsewhere/{name}/{number}.png")
+        (root / "linked").mkdir(exist_ok=True)
+        (root / "linked" / name).symlink_to(root / "elsewhere" / name)
+    (root / "linked" / "benign" / "loop").symlink_to(root / "linked")
+    return root / "linked"
+
+
+@pytest.mark.parametrize("make", [make_windows_zip, make_strays, make_capitals, make_links])
+def test_a_download_is_trained_as_it_is(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    results = train(
+        compose_config("train", "data=folder", f"data.root={make(tmp_path)}", *TINY, f"run_dir={tmp_path / 'run'}")
+    )
+    counts = results["data"]["parts"]
+    assert sum(split["tiles"] for split in counts.values()) == (30 if make is make_capitals else 20)
+    assert all(split["tiles"] > 0 for split in counts.values())

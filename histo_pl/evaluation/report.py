@@ -131,7 +131,7 @@ def _cards(levels: Levels) -> list[dict[str, str]]:
 def _metrics(levels: Levels, results: Mapping[str, Any]) -> dict[str, Any]:
     tiles, cases, baseline = levels.tiles, levels.cases, results.get("colour_only")
     header = ["", f"{tiles['tiles']} tiles"]
-    caption = f"{levels.name}; 95% intervals over the {tiles['units']} {tiles['intervals_over']}."
+    caption = f"{levels.name}: 95% intervals over the {tiles['units']} {tiles['intervals_over']}."
     if tiles["intervals_over"] == "tiles":
         caption += " The cases are unknown: with several tiles a patient these intervals are too narrow."
     if cases:

@@ -19,7 +19,7 @@ Logits = Mapping[Split, dict[str, float]]
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a model's logits say.
+    """Choices and predictions made of a model's logits.
 
     Attributes:
         predictions: Of the validation tiles and, where there are some, of the test tiles.

@@ -67,6 +67,11 @@ class Item:
     grey: bool = False
     error: str | None = None
 
+    @property
+    def is_blank(self) -> bool:
+        """True if the tile holds hardly any tissue."""
+        return self.tissue < LEAST_TISSUE
+
 
 def audit_tiles(
     folders: Sequence[str | Path] | str | Path,
@@ -124,8 +129,8 @@ def _findings(
         "cases": len({item.case for item in read if item.case}) or None,
         "mixed_cases": _count_mixed_cases(read),
         "unreadable": [str(item.file) for item in read if item.error is not None],
-        "blank": [str(item.file) for item in readable if item.tissue < LEAST_TISSUE],
-        "grey": [str(item.file) for item in readable if item.grey],
+        "blank": [str(item.file) for item in readable if item.is_blank],
+        "grey": [str(item.file) for item in readable if item.grey and not item.is_blank],
         "exact_copies": _count_copies(exact),
         "copies": None if exact_only else _count_copies(groups),
         "conflicting_labels": _differing(groups, readable, lambda item: item.class_name),
@@ -195,7 +200,7 @@ def _read(item: Item) -> Item:
         storage={"size": size, "format": name, "dots an inch": dpi or "not stated"},
         colours=describe_colours(sample),
         tissue=tissue_share(sample),
-        grey=is_grey(sample) and tissue_share(sample) >= LEAST_TISSUE,
+        grey=is_grey(sample),
     )
 
 
@@ -292,8 +297,8 @@ def _write_flagged(file: Path, items: Sequence[Item]) -> None:
         for item in items:
             for finding, is_so in (
                 ("unreadable", item.error is not None),
-                ("blank", item.error is None and item.tissue < LEAST_TISSUE),
-                ("grey", item.grey),
+                ("blank", item.is_blank),
+                ("grey", item.grey and not item.is_blank),
             ):
                 if is_so:
                     tissue = "" if item.error else f"{item.tissue:.3f}"

@@ -12,13 +12,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from histo_pl.cli.build import training_arguments
-from histo_pl.cli.command_line import quote
+from histo_pl.cli.command_line import CONF, quote
+from histo_pl.cli.mistakes import reason_of
 from histo_pl.cli.resume import leaves
 from histo_pl.errors import UserError
 from histo_pl.storage import new_folder, remove_empty_folders
 from histo_pl.training.run import run_training
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 def train(root: str | Path | None = None, recipe: str | Sequence[str] | None = None, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -62,9 +61,8 @@ def _compose(given: Mapping[str, Any]) -> DictConfig:
         try:
             config = compose("train", overrides, return_hydra_config=True)
         except (ConfigCompositionException, ValueError) as error:
-            reason = " ".join(str(error.__cause__ or error).split()).partition(" Config search path")[0]
             raise UserError(
-                f"A setting is not as expected ({reason}).{_suggestion(given)} Received: {dict(given)}"
+                f"A setting is not as expected ({reason_of(error)}).{_suggestion(given)} Received: {dict(given)}"
             ) from error
     if config.hydra.mode == RunMode.MULTIRUN:
         experiment = shlex.quote(_override("experiment", given["experiment"]).replace("'", ""))

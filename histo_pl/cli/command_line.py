@@ -4,10 +4,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from histo_pl.errors import UserError
 from histo_pl.signals import catch_stop_signals
 
+CONF = Path(__file__).parents[2] / "conf"  # of a clone; a wheel has none
 LITERAL_KEYS = (
     "ckpt",
     "data.cache_dir",

@@ -8,11 +8,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from histo_pl.cli.command_line import quote_literals
+from histo_pl.cli.command_line import CONF, quote_literals
+from histo_pl.cli.mistakes import reason_of
 from histo_pl.data.source import TileSource
 from histo_pl.errors import UserError
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -50,8 +49,9 @@ def source_options(keys: Sequence[str]) -> dict[str, Any]:
         try:
             config = compose("evaluate", quote_literals(keys, {}))
         except HydraException as error:
-            reason = " ".join(str(error.__cause__ or error).split()).partition(" Config search path")[0]
-            raise UserError(f"A key of the data is not as expected ({reason}). Received: {' '.join(keys)}") from error
+            raise UserError(
+                f"A key of the data is not as expected ({reason_of(error)}). Received: {' '.join(keys)}"
+            ) from error
     data: Any = OmegaConf.to_container(config.data, resolve=True)
     names = [name for name in TileSource.__dataclass_fields__ if name != "root"]
     return {name: data[name] for name in names if data.get(name) is not None}

@@ -2,14 +2,14 @@
 
 import re
 from difflib import get_close_matches
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).parents[2] / "conf"
+from histo_pl.cli.command_line import CONF
+
 NO_KEY = re.compile(r"Could not override '([^']+)'")
 NO_CHOICE = re.compile(r"Could not find '([^']+)/([^']+)'")
 
@@ -35,8 +35,17 @@ def describe_mistake(error: CompactHydraException, program: str) -> str:
         return (
             f"Error: There is no such choice of {choice[1]}. Expected one of {', '.join(names)}. Received: {choice[2]}"
         )
-    reason = " ".join(str(error.__cause__ or error).split()).partition(" See https://hydra.cc")[0]
+    reason = reason_of(error).partition(" See https://hydra.cc")[0]
     return f"Error: The command line cannot be read ({reason}). Quote values with special characters: key='value'."
+
+
+def reason_of(error: Exception) -> str:
+    """Write Hydra's own reason in one line, without the folders that it searched.
+
+    Args:
+        error: Of a composition.
+    """
+    return " ".join(str(error.__cause__ or error).split()).partition(" Config search path")[0]
 
 
 def _similar(key: str, known: list[str]) -> str | None:

@@ -51,13 +51,13 @@ class ClassChoice:
         left = [name for name in names if name not in chosen["ignore_class"]]
         if len(left) < CLASSES:
             raise UserError(
-                f"There must be two classes with images, such as benign and malignant. Received: {_listed(left)}"
+                f"There must be two classes with images, such as benign and malignant. Received: {listed(left)}"
             )
         positive = chosen["positive_class"] or [find_positive_class(left)]
         negative = chosen["negative_class"] or [name for name in left if name not in positive]
         others = [name for name in left if name not in (*positive, *negative)]
         if others or not negative:
-            received = _listed(others) if others else "no benign one"
+            received = listed(others) if others else "no benign one"
             raise UserError(
                 f"Each class folder must mean malignant, benign, or nothing. Expected the others in "
                 f"data.negative_class=[...] or data.ignore_class=[...]. Received: {received}"
@@ -72,15 +72,15 @@ class ClassChoice:
             unknown = [name for name in several if name not in names]
             if unknown:
                 raise UserError(
-                    f"data.{key} names no class folder with images. Expected some of {_listed(names)}. "
-                    f"Received: {_listed(unknown)}"
+                    f"data.{key} names no class folder with images. Expected some of {listed(names)}. "
+                    f"Received: {listed(unknown)}"
                 )
         all_names = [name for several in chosen.values() for name in several]
         twice = sorted({name for name in all_names if all_names.count(name) > 1})
         if twice:
             raise UserError(
                 f"A class folder is named twice in data.positive_class, data.negative_class and data.ignore_class. "
-                f"Expected each once. Received: {_listed(twice)}"
+                f"Expected each once. Received: {listed(twice)}"
             )
 
 
@@ -124,12 +124,12 @@ def find_positive_class(names: Sequence[str]) -> str:
         raise UserError(
             f"There are {len(names)} class folders. Say which mean malignant, with data.positive_class=NAME or "
             f"data.positive_class=[NAME,NAME]; all others mean benign, unless data.negative_class or data.ignore_class "
-            f"names them. Received: {_listed(names)}"
+            f"names them. Received: {listed(names)}"
         )
     if len(positive) != 1:
         raise UserError(
             f"The names of the class folders do not say which one means malignant. "
-            f"Say it with data.positive_class=NAME. Received: {_listed(names)}"
+            f"Say it with data.positive_class=NAME. Received: {listed(names)}"
         )
     return positive[0]
 
@@ -147,6 +147,7 @@ def means_malignant(name: str) -> bool:
     return bool(words & POSITIVE_WORDS) and not words & NEGATING_WORDS
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Write names for a message: the first ten, and the number of the others; `none` without any."""
     shown = ", ".join(names[:SHOWN])
     return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown or "none"

@@ -176,6 +176,11 @@ class HistologyDataModule(L.LightningDataModule):
             cross-validation the fold and the number of folds, and the numbers of blank, grey and skipped tiles and of
             those that the user's choice leaves out.
         """
+        return dict(self._summary)
+
+    @cached_property
+    def _summary(self) -> dict[str, Any]:
+        """The summary, made once: with very many tiles its fingerprints take seconds."""
         return {
             "name": self.name,
             "synthetic": self.is_synthetic,

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ QUIET = 2.0  # seconds without a progress bar
 Row = tuple[str, float, bool, bytes]  # hash, share of tissue, grey, colours
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inspections:
     """All that inspections found, by tile.
 
@@ -47,12 +47,12 @@ class Inspections:
         colours: See `appearance.describe_colours`, of shape (N, 21).
     """
 
-    hashes: dict[str, str] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    index: dict[str, int] = field(default_factory=dict)
-    tissue: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    grey: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
-    colours: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, COLOURS)))
+    hashes: dict[str, str]
+    errors: dict[str, str]
+    index: dict[str, int]
+    tissue: NDArray[np.float32]
+    grey: NDArray[np.bool_]
+    colours: NDArray[np.float64]
 
     def is_blank(self, path: str) -> bool:
         """Return whether a tile holds hardly any tissue."""
@@ -82,13 +82,13 @@ def inspect_files(root: Path, paths: Sequence[str], store: Path | None = None) -
     memory = None if store is None else _Memory(store, root)
     stamps = {path: stamp for path in paths if memory and (stamp := _stamp(root / path))}
     rows = dict(memory.load(stamps)) if memory else {}
-    found = Inspections()
+    errors: dict[str, str] = {}
     unsaved: dict[str, Row] = {}
     missing = [path for path in paths if path not in rows]
     with tqdm(total=len(missing), desc="Checking tiles", unit="tile", delay=QUIET) as bar:
         for results in _inspect_in_parallel(root, missing):
             bar.update(len(results))
-            found.errors |= {path: result for path, result in results if isinstance(result, str)}
+            errors |= {path: result for path, result in results if isinstance(result, str)}
             unsaved |= {path: result for path, result in results if not isinstance(result, str)}
             if memory and len(unsaved) >= SAVED_AT_ONCE:
                 memory.save(unsaved, stamps)
@@ -96,17 +96,16 @@ def inspect_files(root: Path, paths: Sequence[str], store: Path | None = None) -
                 unsaved = {}
     if memory and unsaved:
         memory.save(unsaved, stamps)
-    return _in_columns(found, paths, rows | unsaved)
-
-
-def _in_columns(found: Inspections, paths: Sequence[str], rows: Mapping[str, Row]) -> Inspections:
+    rows |= unsaved
     readable = [path for path in paths if path in rows]
-    found.hashes = {path: rows[path][0] for path in readable}
-    found.index = {path: index for index, path in enumerate(readable)}
-    found.tissue = np.array([rows[path][1] for path in readable], np.float32)
-    found.grey = np.array([rows[path][2] for path in readable], bool)
-    found.colours = np.frombuffer(b"".join(rows[path][3] for path in readable)).reshape(-1, COLOURS)
-    return found
+    return Inspections(
+        hashes={path: rows[path][0] for path in readable},
+        errors=errors,
+        index={path: index for index, path in enumerate(readable)},
+        tissue=np.array([rows[path][1] for path in readable], np.float32),
+        grey=np.array([rows[path][2] for path in readable], bool),
+        colours=np.frombuffer(b"".join(rows[path][3] for path in readable)).reshape(-1, COLOURS),
+    )
 
 
 def _inspect_in_parallel(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[str, Row | str]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torchvision.datasets import ImageFolder
 
 from histo_pl.data.archive import unpack
-from histo_pl.data.classes import CLASSES, SHOWN, means_malignant, says_classes
+from histo_pl.data.classes import CLASSES, SHOWN, listed, means_malignant, says_classes
 from histo_pl.data.tile import Split
 from histo_pl.errors import UserError
 from histo_pl.images import is_image, list_files
@@ -94,14 +94,17 @@ def list_root(root: Path, is_taken: Callable[[str], bool] = lambda _: True) -> L
         )
     start = len(os.path.join(root, ""))  # noqa: PTH118
     files = [path[start:].replace(os.sep, "/") for path in list_files(root)]
-    inner = _inner_folder([path for path in files if is_image(path)])
-    files = [path.removeprefix(inner) for path in files if path.startswith(inner)]
     images = [path for path in files if is_image(path)]
+    inner = _inner_folder(images)
+    taken: dict[bool, list[str]] = {True: [], False: []}
+    for path in images:
+        within = path.removeprefix(inner)
+        taken[is_taken(within)].append(within)
     return Listing(
         root=root / inner,
-        images=tuple(path for path in images if is_taken(path)),
-        others=tuple(path for path in files if not is_image(path)),
-        excluded=tuple(path for path in images if not is_taken(path)),
+        images=tuple(taken[True]),
+        others=tuple(path.removeprefix(inner) for path in files if path.startswith(inner) and not is_image(path)),
+        excluded=tuple(taken[False]),
         inner=inner,
     )
 
@@ -155,7 +158,7 @@ def _published_splits(listing: Listing, images: Sequence[Sequence[str]]) -> bool
         raise UserError(
             f"A folder with published splits must hold train, val (or valid, validation) and test, each once, and no "
             f"other folder with images. Leave others out by data.exclude='NAME/**', or split one folder anew by "
-            f"data.root={listing.root / published[0]}. Received: {listing.root} with {_listed(folders)}"
+            f"data.root={listing.root / published[0]}. Received: {listing.root} with {listed(folders)}"
         )
     return True
 
@@ -179,8 +182,8 @@ def _class_level(folders: Iterable[tuple[str, ...]], chosen: set[str], listing: 
         return 1
     if CLASSES <= len(second) <= SHOWN:
         raise UserError(
-            f"The folders do not say where the classes are. If {_listed(second)} are the classes, below a folder of "
-            f"each patient, say which means malignant: data.positive_class={second[-1]}. If {_listed(first)} are: "
+            f"The folders do not say where the classes are. If {listed(second)} are the classes, below a folder of "
+            f"each patient, say which means malignant: data.positive_class={second[-1]}. If {listed(first)} are: "
             f"data.positive_class={first[-1]}. Received: {listing.root}"
         )
     return 0
@@ -199,8 +202,8 @@ def _check_patients(
     if strange:
         raise UserError(
             f"A folder lies among those of the patients and does not hold the same class folders "
-            f"({_listed(sorted(usual))}). Leave it out by data.exclude='{strange[0]}/**'. "
-            f"Received: {listing.root} with {_listed(strange)}"
+            f"({listed(sorted(usual))}). Leave it out by data.exclude='{strange[0]}/**'. "
+            f"Received: {listing.root} with {listed(strange)}"
         )
 
 
@@ -245,8 +248,3 @@ class ClassFolders(ImageFolder):
             N pairs of an image file and the index of its class.
         """
         return [(f"{directory}/{file.path}", class_to_idx[file.folder]) for file in self.files]
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN])
-    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

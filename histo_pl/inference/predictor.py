@@ -17,7 +17,7 @@ from histo_pl.images import read_tile
 from histo_pl.inference.files import find_images
 from histo_pl.models.checkpoint import TrainedModel
 from histo_pl.models.ensemble import FoldEnsemble, join_folds
-from histo_pl.models.views import dihedral_views
+from histo_pl.models.views import mean_over_views
 from histo_pl.probability import label_of, to_probability
 
 BATCHES_AHEAD = 1
@@ -99,10 +99,13 @@ class Predictor:
 
     def _logits_of_folds(self, images: Tensor) -> Tensor:
         """Compute the logits of each fold's network, or of the one network, of shape (K, B)."""
-        views = dihedral_views(images) if self.tta else [images]
-        if isinstance(self.network, FoldEnsemble):
-            return torch.stack([self.network.logits_of_folds(view) for view in views]).mean(0)
-        return torch.stack([self.network(view).float() for view in views]).mean(0)[None]
+
+        def compute(images: Tensor) -> Tensor:
+            if isinstance(self.network, FoldEnsemble):
+                return self.network.logits_of_folds(images)
+            return self.network(images).float()[None]
+
+        return mean_over_views(compute, images) if self.tta else compute(images)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Compute probabilities of malignancy.

@@ -1,6 +1,5 @@
 """One model of all folds of a cross-validation: the mean of their calibrated probabilities."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,6 @@ from histo_pl.errors import UserError
 from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.checkpoint import TrainedModel, is_cross_validation, load_checkpoint
 from histo_pl.probability import to_probability
-
-log = logging.getLogger(__name__)
 
 ALIKE = ("image_size", "resize", "model_config")  # attributes that all folds' models share
 

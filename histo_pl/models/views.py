@@ -1,7 +1,9 @@
 """Views of a tile that show the same tissue: the eight of a square's symmetry."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def dihedral_views(images: Tensor) -> list[Tensor]:
@@ -16,14 +18,14 @@ def dihedral_views(images: Tensor) -> list[Tensor]:
     return [torch.rot90(view, turns, (-2, -1)) for view in (images, images.flip(-1)) for turns in range(4)]
 
 
-def mean_logits(network: nn.Module, images: Tensor) -> Tensor:
-    """Average the logits of the eight views of each image (test-time augmentation).
+def mean_over_views(compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Average what a network says of the eight views of each image (test-time augmentation).
 
     Args:
-        network: uint8 (B, 3, S, S) to logits (B,).
+        compute: From uint8 (B, 3, S, S) to logits of any one shape.
         images: uint8 of shape (B, 3, S, S).
 
     Returns:
-        float32 of shape (B,).
+        Logits of that shape.
     """
-    return torch.stack([network(view).float() for view in dihedral_views(images)]).mean(0)
+    return torch.stack([compute(view) for view in dihedral_views(images)]).mean(0)

@@ -1,13 +1,13 @@
 """Assessment of a trained model: what is chosen on the validation tiles, and the results on the tested ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from histo_pl.data import HistologyDataModule
-from histo_pl.data.tile import Split
+from histo_pl.data.tile import Split, Tile
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration, Decision
 from histo_pl.evaluation.cases import CaseRule, by_case, summarize_cases
@@ -114,19 +114,19 @@ def check_case_rule(rule: CaseRule, data: HistologyDataModule) -> None:
     """
     if rule.truth is None:
         return
-    validation = [tile for tile in data.tiles if data.split_of[tile.path] == "val"]
-    malignant = {tile.case for tile in validation if tile.class_name == data.positive_class}
-    benign = {tile.case for tile in validation} - malignant
+    malignant, benign = _cases_by_truth(data.tiles_of("val"), data.positive_class)
     if "" in malignant | benign or not malignant or not benign:
+        all_malignant, all_benign = _cases_by_truth(data.tiles, data.positive_class)
         raise UserError(
             f"case_truth={rule.truth} needs validation cases of which some are malignant and some are not, as the "
             f"threshold of case_score={rule.score} is chosen on them. Name the cases by data.group_regex, raise "
             f"data.val_fraction, or do without case_truth where nearly every case has a malignant tile. "
-            f"Received: {len(malignant)} malignant and {len(benign)} benign validation cases, of {_count_cases(data)}"
+            f"Received: {len(malignant)} malignant and {len(benign)} benign validation cases, of "
+            f"{len(all_benign)} benign ones among {len(all_malignant | all_benign)} in all"
         )
 
 
-def _count_cases(data: HistologyDataModule) -> str:
-    malignant = {tile.case for tile in data.tiles if tile.class_name == data.positive_class}
-    cases = {tile.case for tile in data.tiles}
-    return f"{len(cases - malignant)} benign ones among {len(cases)} in all"
+def _cases_by_truth(tiles: Sequence[Tile], positive_class: str) -> tuple[set[str], set[str]]:
+    """Tell the cases with a malignant tile from those without."""
+    malignant = {tile.case for tile in tiles if tile.class_name == positive_class}
+    return malignant, {tile.case for tile in tiles} - malignant

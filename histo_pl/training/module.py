@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from histo_pl.errors import UserError
 from histo_pl.models.network import FORMAT_VERSION, build_network
-from histo_pl.models.views import mean_logits
+from histo_pl.models.views import mean_over_views
 from histo_pl.probability import to_probability
 from histo_pl.training.freezing import ALL, freeze_all_but
 from histo_pl.training.metrics import binary_metrics
@@ -114,8 +114,12 @@ class TileClassifier(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_index: int, dataloader_idx: int = 0) -> dict[str, float]:
         """Return the logit of each of the (B,) tiles by its path, of the mean of eight views if `average_views`."""
+
+        def compute(images: Tensor) -> Tensor:
+            return self(images).float()
+
         images = batch["image"]
-        logits = mean_logits(self.network, images) if self.average_views else self(images).float()
+        logits = mean_over_views(compute, images) if self.average_views else compute(images)
         return dict(zip(batch["path"], logits.tolist(), strict=True))
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401

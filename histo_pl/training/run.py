@@ -209,7 +209,7 @@ def _make_classifier(
         data=summary if initial.pretrained_on is None else summary | {"pretrained_on": initial.pretrained_on},
         resize=RESIZE,
         training_hashes=dict(initial.training_hashes) | hashes,
-        training_cases=[*map(dict, initial.training_cases), *_training_cases(data)],
+        training_cases=[*map(dict, initial.training_cases), *_training_cases(data, summary["split"])],
         optimizer=optimization.optimizer,
         scheduler=optimization.scheduler,
         trainable=model.trainable,
@@ -220,12 +220,12 @@ def _make_classifier(
     return classifier
 
 
-def _training_cases(data: HistologyDataModule) -> list[dict[str, Any]]:
+def _training_cases(data: HistologyDataModule, salt: str) -> list[dict[str, Any]]:
     """Hash the cases of training and validation; none where cases are unknown."""
     if not data.has_cases:
         return []
     split_of = {tile.case: data.split_of[tile.path] for tile in data.tiles if data.split_of[tile.path] != "test"}
-    return [asdict(CaseHashes.of(split_of, data.summary()["split"]))]
+    return [asdict(CaseHashes.of(split_of, salt))]
 
 
 def _pos_weight(wanted: float | str | None, counts: Mapping[str, int], balanced: bool) -> float | None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-MALIGNANT, BENIGN, REFER = "Malignant", "Benign", "Uncertain: refer"
+MALIGNANT, BENIGN = "Malignant", "Benign"
+UNLIKE, REFER = "Unlike training: refer", "Uncertain: refer"
 
 
 def to_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -19,17 +20,22 @@ def to_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return torch.sigmoid((logits if logits.dtype == torch.float64 else logits.float()) / temperature)
 
 
-def label_of(probability: float, threshold: float, refer: tuple[float, float] | None) -> str:
-    """Call a probability by its name.
+def label_of(
+    probability: float, threshold: float, refer: tuple[float, float] | None, novelty: float | None = None
+) -> str:
+    """Call a probability by its name, unless there is no opinion.
 
     Args:
         probability: Of malignancy, in [0, 1].
         threshold: A probability above it means malignant.
         refer: A band, its ends included, in which there is no answer; None: no band.
+        novelty: The distance from the training tiles in units of its limit; None or NaN: not known.
 
     Returns:
-        Malignant, Benign, or `Uncertain: refer`.
+        Malignant, Benign, `Unlike training: refer` of a novelty above 1, or `Uncertain: refer`.
     """
+    if novelty is not None and novelty > 1:
+        return UNLIKE
     if refer is not None and refer[0] <= probability <= refer[1]:
         return REFER
     return MALIGNANT if probability > threshold else BENIGN

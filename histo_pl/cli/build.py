@@ -21,6 +21,7 @@ from histo_pl.cli.resume import compare_with_interrupted_run, resolve_resume
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration
 from histo_pl.evaluation.cases import case_rule
+from histo_pl.models.novelty import NoveltyRule
 from histo_pl.models.pretrained import resolve_model_config
 from histo_pl.training.callbacks import AtomicCheckpointIO
 from histo_pl.training.freezing import ALL
@@ -74,6 +75,7 @@ def training_arguments(config: DictConfig) -> dict[str, Any]:
         "seed": config.seed,
         "calibration": calibration,
         "case_rule": case_rule(config.case_truth, config.case_score),
+        "novelty_rule": NoveltyRule(**config.novelty) if config.novelty else None,
         "arithmetic": Arithmetic(
             **{key: config.trainer[key] for key in ARITHMETIC}, keep_freed_memory=config.keep_freed_memory
         ),

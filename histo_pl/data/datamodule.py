@@ -266,11 +266,11 @@ class HistologyDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation tiles in a fixed order, never augmented."""
-        return self._evaluation_loader("val")
+        return self.plain_dataloader(self.tiles_of("val"))
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return the test tiles in a fixed order, never augmented."""
-        return self._evaluation_loader("test")
+        return self.plain_dataloader(self.tiles_of("test"))
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Draw the warps of a batch that is to be augmented as Keras does: `seed` becomes `warp`, (B, 2, 3)."""
@@ -284,8 +284,8 @@ class HistologyDataModule(L.LightningDataModule):
             batch["image"] = warp(batch["image"], batch.pop("warp"))
         return batch
 
-    def _evaluation_loader(self, split: Split) -> DataLoader[Sample]:
-        tiles = self.tiles_of(split)
+    def plain_dataloader(self, tiles: list[Tile]) -> DataLoader[Sample]:
+        """Return some tiles in the order of the list, never augmented."""
         sampler = UnpaddedDistributedSampler(len(tiles), *self._rank_and_world_size())
         return self._loader(TileDataset(tiles, self.positive_class, self._reader), sampler)
 

@@ -118,6 +118,7 @@ def by_case(predictions: Predictions, rule: CaseRule) -> Predictions | None:
         malignant=np.bincount(case, predictions.malignant) > 0,
         probability=_scores(predictions, case, rule.score),
         threshold=threshold if rule.threshold is None else np.full(len(names), rule.threshold),
+        novelty=np.full(len(names), np.nan),
     )
 
 

@@ -22,6 +22,7 @@ class Predictions:
         malignant: The truth, of shape (N,).
         probability: Of malignancy, in [0, 1], of shape (N,); NaN where the model has no answer.
         threshold: A probability above it means malignant, of shape (N,): one model's is the same everywhere.
+        novelty: Distance from the training tiles in units of its limit, of shape (N,); NaN where unknown.
     """
 
     path: NDArray[np.str_]
@@ -30,6 +31,7 @@ class Predictions:
     malignant: NDArray[np.bool_]
     probability: NDArray[np.float64]
     threshold: NDArray[np.float64]
+    novelty: NDArray[np.float64]
 
     def __len__(self) -> int:
         """Return the number of observations."""
@@ -39,6 +41,11 @@ class Predictions:
     def called(self) -> NDArray[np.bool_]:
         """The observations called malignant, of shape (N,)."""
         return self.probability > self.threshold
+
+    @property
+    def refused(self) -> NDArray[np.bool_]:
+        """The observations unlike those of the training, of shape (N,)."""
+        return self.novelty > 1
 
     @property
     def has_cases(self) -> bool:

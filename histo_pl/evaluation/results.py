@@ -21,16 +21,22 @@ from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate, referral
 from histo_pl.evaluation.report import Report, figures
+from histo_pl.models.novelty import Novelty
 from histo_pl.probability import label_of
 from histo_pl.storage import atomic_write_text
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("path", "class", "case", "group", "split", "seen", "malignant", "probability", "threshold", "predicted")
+COLUMNS = ("path", "class", "case", "group", "split", "seen", "malignant")
+ANSWERS = ("probability", "threshold", "predicted", "novelty")  # columns after them
 
 
 def predictions_of(
-    data: HistologyDataModule, split: Split, logits: Mapping[str, float], decision: Decision
+    data: HistologyDataModule,
+    split: Split,
+    logits: Mapping[str, float],
+    decision: Decision,
+    novelty: Mapping[str, float] | None = None,
 ) -> Predictions:
     """Put a split's probabilities beside its labels.
 
@@ -39,6 +45,7 @@ def predictions_of(
         split: train, val or test.
         logits: By the tile's path; tiles without one are left out.
         decision: Turns logits into probabilities.
+        novelty: By the tile's path, in units of its limit; None: unknown.
 
     Returns:
         The predictions, in the order of the paths.
@@ -54,6 +61,7 @@ def predictions_of(
         malignant=np.array([tile.class_name == data.positive_class for tile in tiles], bool),
         probability=decision.probabilities(np.array([logits[tile.path] for tile in tiles], np.float64)),
         threshold=np.full(len(tiles), decision.threshold),
+        novelty=np.array([(novelty or {}).get(tile.path, np.nan) for tile in tiles], np.float64),
     )
 
 
@@ -70,7 +78,7 @@ def compute_results(
 
     Returns:
         `test` and `test_by_case`, None where there is no such result; `validation_only` and `validation_only_by_case`
-        where there is no test; `case_level`, `decision` and `refer` (None without a band).
+        where there is no test; `case_level`, `decision`, `refer` (None without a band) and `novelty` (None if unknown).
     """
     tiles, cases = predictions.summary(), summarize_cases(by_case(predictions, rule), rule)
     levels = {"test": tiles, "test_by_case": cases}
@@ -78,10 +86,42 @@ def compute_results(
         levels = dict.fromkeys(levels) | {"validation_only": tiles, "validation_only_by_case": cases}
     return {
         **levels,
+        "novelty": summarize_novelty(predictions, rule),
         "case_level": asdict(rule) | {"title": rule.title, "note": explain_cases(predictions, rule)},
         "decision": asdict(decision),
         "refer": None if decision.refer is None else referral(predictions, decision.refer),
     }
+
+
+def summarize_novelty(predictions: Predictions, rule: CaseRule) -> dict[str, Any] | None:
+    """Describe the tiles unlike those of the training, and the results without them.
+
+    Args:
+        predictions: The tiles.
+        rule: The truth and the score of a case.
+
+    Returns:
+        refused, tiles and share; `answered` and `answered_by_case`: the results of the others, None where there are
+        none; None where the novelty is unknown.
+    """
+    if np.isnan(predictions.novelty).all():
+        return None
+    answered = predictions.take(~predictions.refused)
+    refused = int(predictions.refused.sum())
+    return {
+        "refused": refused,
+        "tiles": len(predictions),
+        "share": refused / len(predictions),
+        "answered": answered.summary() if len(answered) else None,
+        "answered_by_case": summarize_cases(by_case(answered, rule), rule) if len(answered) else None,
+    }
+
+
+def describe_limit(novelty: Novelty | None) -> dict[str, Any]:
+    """Describe the limit of novelty in plain values; empty without one."""
+    if novelty is None:
+        return {}
+    return {name: getattr(novelty, name) for name in ("limit", "false_alarm", "validated", "is_guaranteed")}
 
 
 def predict_from_color(data: HistologyDataModule, predictions: Mapping[Split, Predictions]) -> dict[Split, Predictions]:
@@ -123,7 +163,7 @@ def write_predictions(
         baseline: The baseline from colour on the same tiles, for the column `colour_only`; None: no such column.
     """
     classes = {tile.path: tile.class_name for tile in data.tiles}
-    header = [*COLUMNS, *data.columns, *(["colour_only"] if baseline else [])]
+    header = [*COLUMNS, *ANSWERS, *data.columns, *(["colour_only"] if baseline else [])]
     with atomic_write_text(file) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
@@ -135,7 +175,9 @@ def write_predictions(
                 row = [path, classes[path], predicted.case[index], predicted.group[index], split]
                 row += [training_hashes.get(data.hashes[path], "")]
                 row += [int(predicted.malignant[index]), probability, float(predicted.threshold[index])]
-                row += [label_of(probability, decision.threshold, decision.refer)]
+                novelty = float(predicted.novelty[index])
+                row += [label_of(probability, decision.threshold, decision.refer, novelty)]
+                row += ["" if math.isnan(novelty) else novelty]
                 row += [values[index] for values in columns.values()]
                 writer.writerow([*row, *([float(baseline[split].probability[index])] if baseline else [])])
 

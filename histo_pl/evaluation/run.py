@@ -18,6 +18,7 @@ from histo_pl.evaluation.report import Report
 from histo_pl.evaluation.results import (
     caveats,
     compute_results,
+    describe_limit,
     log_results,
     predictions_of,
     write_predictions,
@@ -26,7 +27,7 @@ from histo_pl.evaluation.results import (
 )
 from histo_pl.evaluation.seen import KEEP, SKIP, find_seen
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import UNCALIBRATED_TTA, UNFINISHED, TrainedModel, find_checkpoint
+from histo_pl.models.checkpoint import CANNOT_TELL, UNCALIBRATED_TTA, UNFINISHED, TrainedModel, find_checkpoint
 from histo_pl.models.ensemble import load_model
 from histo_pl.storage import new_folder, refuse_results
 
@@ -87,14 +88,21 @@ def evaluate(
     predictor = Predictor(model, device, tta=tta)
     chosen = predictor.model
     decision = Decision(chosen.temperature, chosen.threshold, chosen.rule, chosen.refer)
-    tested = predictions_of(data, "test", _logits(predictor, data), decision)
+    logits, novelty = _ask(predictor, data)
+    tested = predictions_of(data, "test", logits, decision, novelty)
     seen_tiles = find_seen(model, data.hashes, tested)
     unseen = tested.take(seen_tiles.unseen(seen_cases))
     seen = seen_tiles.summary(tested, seen_cases)
     rule = CaseRule(**model.case_rule)
-    results = compute_results(unseen, decision, rule) | {
+    results = compute_results(unseen, decision, rule)
+    results["novelty"] = results["novelty"] and results["novelty"] | describe_limit(model.novelty)
+    results |= {
         "seen": seen,
-        "warnings": [*_doubts(model, tta), *filter(None, (seen["note"], seen["case_note"])), *data.leak_warnings()],
+        "warnings": [
+            *_doubts(model, predictor, tta),
+            *filter(None, (seen["note"], seen["case_note"])),
+            *data.leak_warnings(),
+        ],
         "data": data.summary() | {"root": str(data.root)},
         "checkpoint": {"file": str(file), "trained_on": model.trained_on, "tta": tta},
         "folder": str(folder),
@@ -117,16 +125,22 @@ def _announce(file: Path, model: TrainedModel, data: HistologyDataModule, tta: b
         log.info("  %s", note)
 
 
-def _doubts(model: TrainedModel, tta: bool) -> list[str]:
+def _doubts(model: TrainedModel, predictor: Predictor, tta: bool) -> list[str]:
     unfinished = [] if model.finished else [f"The checkpoint is {UNFINISHED}."]
-    return [*unfinished, *([UNCALIBRATED_TTA] if tta and not model.decision_tta else [])]
+    found = [*unfinished, *([UNCALIBRATED_TTA] if tta and not model.decision_tta else [])]
+    return found if predictor.tells_novelty else [*found, CANNOT_TELL]
 
 
-def _logits(predictor: Predictor, data: HistologyDataModule) -> dict[str, float]:
+def _ask(predictor: Predictor, data: HistologyDataModule) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the logit and, where the model can tell, the novelty of each test tile by its path."""
     logits: dict[str, float] = {}
+    novelty: dict[str, float] = {}
     for batch in tqdm(data.test_dataloader(), desc="Evaluating", unit="batch"):
-        logits |= zip(batch["path"], predictor.logits(batch["image"]).tolist(), strict=True)
-    return logits
+        answers = predictor.answers(batch["image"])
+        logits |= zip(batch["path"], answers.logits.tolist(), strict=True)
+        if answers.novelty is not None:
+            novelty |= zip(batch["path"], answers.novelty.tolist(), strict=True)
+    return logits, novelty
 
 
 def _report(

@@ -140,6 +140,7 @@ def _predictions(rows: Sequence[dict[str, str]], column: str) -> Predictions:
         malignant=np.array([row["malignant"] == "1" for row in rows], bool),
         probability=np.array([float(row[column]) for row in rows]),
         threshold=np.array(thresholds),
+        novelty=np.array([float(row.get("novelty") or "nan") for row in rows]),
     )
 
 

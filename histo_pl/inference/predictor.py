@@ -17,7 +17,8 @@ from histo_pl.images import read_tile
 from histo_pl.inference.files import find_images
 from histo_pl.models.checkpoint import TrainedModel
 from histo_pl.models.ensemble import FoldEnsemble, join_folds
-from histo_pl.models.views import mean_over_views
+from histo_pl.models.novelty import answer
+from histo_pl.models.views import dihedral_views
 from histo_pl.probability import label_of, to_probability
 
 BATCHES_AHEAD = 1
@@ -30,9 +31,11 @@ class Prediction:
     Attributes:
         file: The file, as it was named.
         probability: Of malignancy, in [0, 1]; None if there is no answer.
-        label: Malignant, Benign, or `Uncertain: refer` within the checkpoint's band; None if there is no answer.
+        label: Malignant, Benign, `Unlike training: refer` of a novelty above 1, or `Uncertain: refer` within the
+            checkpoint's band; None if there is no answer.
         error: The reason why there is no answer; None if all went well.
         spread: Standard deviation of the folds' probabilities, in [0, 0.5]; None of a single model.
+        novelty: Distance from the training tiles in units of its limit; None where the checkpoint cannot tell.
         note: A reason to doubt the answer: hardly any tissue, or no colour; None if there is none.
         trained_on: The name of the data that trained the model.
     """
@@ -43,11 +46,35 @@ class Prediction:
     error: str | None
     trained_on: str
     spread: float | None = None
+    novelty: float | None = None
     note: str | None = None
 
     def row(self) -> dict[str, str | float | None]:
         """Return the attributes as a row of a table; the probability is in [0, 1]."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers about a batch of tiles, on the CPU.
+
+    Attributes:
+        folds: Logits of each fold, or of the one network, of shape (K, B); float64 and calibrated of several folds.
+        novelty: Of shape (B,); None where the model cannot tell.
+    """
+
+    folds: Tensor
+    novelty: Tensor | None
+
+    @property
+    def logits(self) -> Tensor:
+        """One logit of each tile, float32 of shape (B,), which the temperature has not divided."""
+        return (self.folds[0] if len(self.folds) == 1 else join_folds(self.folds)).float()
+
+    @property
+    def spread(self) -> Tensor | None:
+        """Standard deviation of the folds' probabilities, of shape (B,); None of a single network."""
+        return None if len(self.folds) == 1 else to_probability(self.folds).std(0, correction=0)
 
 
 class Predictor:
@@ -74,6 +101,7 @@ class Predictor:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.network = model.network.to(device)
+            self.novelty = model.novelty and model.novelty.to(device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"This device cannot be used. Expected auto or cpu. Received: {device}") from error
         self.model = model.of_views() if tta else model
@@ -81,7 +109,29 @@ class Predictor:
         self.batch_size = batch_size
         self.tta = tta
 
+    @property
+    def tells_novelty(self) -> bool:
+        """True if the model can tell a tile unlike those of its training."""
+        return bool(self.network.novelties) if isinstance(self.network, FoldEnsemble) else self.novelty is not None
+
     @torch.inference_mode()
+    def answers(self, images: Tensor) -> Answers:
+        """Compute logits and novelty; with `tta` the novelty is that of the tiles as they are.
+
+        Args:
+            images: uint8 of shape (B, 3, S, S), RGB in [0, 255], at the model's image size.
+
+        Raises:
+            UserError: The images are of another type or shape.
+        """
+        self._check(images)
+        images = images.to(self.device)
+        folds, novelty = self._ask(images)
+        if self.tta:
+            turned = [self._ask(view)[0] for view in dihedral_views(images)[1:]]
+            folds = torch.stack((folds, *turned)).mean(0)
+        return Answers(folds.cpu(), None if novelty is None else novelty.cpu())
+
     def logits(self, images: Tensor) -> Tensor:
         """Compute logits, which the temperature has not divided.
 
@@ -94,18 +144,14 @@ class Predictor:
         Raises:
             UserError: The images are of another type or shape.
         """
-        self._check(images)
-        return _join(self._logits_of_folds(images.to(self.device))).float().cpu()
+        return self.answers(images).logits
 
-    def _logits_of_folds(self, images: Tensor) -> Tensor:
-        """Compute the logits of each fold's network, or of the one network, of shape (K, B)."""
-
-        def compute(images: Tensor) -> Tensor:
-            if isinstance(self.network, FoldEnsemble):
-                return self.network.logits_of_folds(images)
-            return self.network(images).float()[None]
-
-        return mean_over_views(compute, images) if self.tta else compute(images)
+    def _ask(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute the logits of each fold's network, or of the one network, (K, B), and the novelty, (B,) or None."""
+        if isinstance(self.network, FoldEnsemble):
+            return self.network.answers_of_folds(images)
+        logits, novelty = answer(self.network, self.novelty, images)
+        return logits[None], novelty
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Compute probabilities of malignancy.
@@ -152,21 +198,21 @@ class Predictor:
 
     def _predict_batch(self, files: Sequence[Path], tiles: Sequence[Tensor | ImageError]) -> Iterator[Prediction]:
         readable = [tile for tile in tiles if isinstance(tile, Tensor)]
-        answers = iter(self._answers(torch.stack(readable)) if readable else ())
+        answers = self._rows(torch.stack(readable)) if readable else iter(())
         for file, tile in zip(files, tiles, strict=True):
             if isinstance(tile, ImageError):
                 yield Prediction(str(file), None, None, str(tile), self.model.trained_on)
             else:
                 yield self._answer(file, tile, *next(answers))
 
-    @torch.inference_mode()
-    def _answers(self, images: Tensor) -> list[tuple[float, float | None]]:
-        """Compute the probability of each of the (B,) images, and its spread among the folds."""
-        folds = self._logits_of_folds(images.to(self.device)).cpu()
-        probabilities = to_probability(_join(folds).float(), self.model.temperature).tolist()
-        if len(folds) == 1:
-            return [(probability, None) for probability in probabilities]
-        return list(zip(probabilities, to_probability(folds).std(0, correction=0).tolist(), strict=True))
+    def _rows(self, images: Tensor) -> Iterator[tuple[float, float | None, float | None]]:
+        """Compute the probability of each of the (B,) images, its spread among the folds, and the novelty."""
+        answers = self.answers(images)
+        probabilities = to_probability(answers.logits, self.model.temperature)
+        columns = [
+            [None] * len(images) if column is None else column.tolist() for column in (answers.spread, answers.novelty)
+        ]
+        return zip(probabilities.tolist(), *columns, strict=True)
 
     def _read(self, file: Path) -> Tensor | ImageError:
         try:
@@ -174,12 +220,14 @@ class Predictor:
         except ImageError as error:
             return error
 
-    def _answer(self, file: Path, tile: Tensor, probability: float, spread: float | None) -> Prediction:
+    def _answer(
+        self, file: Path, tile: Tensor, probability: float, spread: float | None, novelty: float | None
+    ) -> Prediction:
         if math.isnan(probability):
             reason = f"The model's answer is no number: its weights have diverged. Received: {file}"
             return Prediction(str(file), None, None, reason, self.model.trained_on)
-        label = label_of(probability, self.model.threshold, self.model.refer)
-        return Prediction(str(file), probability, label, None, self.model.trained_on, spread, self._note(tile))
+        label = label_of(probability, self.model.threshold, self.model.refer, novelty)
+        return Prediction(str(file), probability, label, None, self.model.trained_on, spread, novelty, self._note(tile))
 
     def _note(self, tile: Tensor) -> str | None:
         """Say what is unusual about a tile, uint8 of shape (3, S, S)."""
@@ -194,8 +242,3 @@ class Predictor:
         counts = self.model.data.get("checked", {})
         tiles = sum(split["tiles"] for split in (self.model.data.get("parts") or {}).values())
         return 2 * counts.get("grey", 0) > tiles
-
-
-def _join(folds: Tensor) -> Tensor:
-    """Make one logit of each image of the folds' logits, of shape (K, B)."""
-    return folds[0] if len(folds) == 1 else join_folds(folds)

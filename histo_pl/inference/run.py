@@ -10,7 +10,7 @@ from histo_pl.images import OPENCV_RESIZE
 from histo_pl.inference.files import find_images, find_others
 from histo_pl.inference.predictor import Predictor
 from histo_pl.inference.table import check_format, format_table, write_table
-from histo_pl.models.checkpoint import UNCALIBRATED_TTA, TrainedModel, find_checkpoint
+from histo_pl.models.checkpoint import CANNOT_TELL, UNCALIBRATED_TTA, TrainedModel, find_checkpoint
 from histo_pl.models.ensemble import load_model
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
@@ -62,6 +62,8 @@ def predict(
         write_table(predictions, Path(out))
     if tta and not predictor.model.decision_tta:
         print(UNCALIBRATED_TTA, file=sys.stderr)
+    if not predictor.tells_novelty:
+        print(CANNOT_TELL, file=sys.stderr)
     if passed_over:
         print(f"Passed over, as no images: {len(passed_over)} files, such as {passed_over[0]}", file=sys.stderr)
     if predictor.model.data["synthetic"]:

@@ -11,10 +11,11 @@ from histo_pl.inference.predictor import Prediction
 from histo_pl.storage import atomic_write_text
 
 FORMATS = (".csv", ".json")
+NUMBERS = ("probability", "spread", "novelty")
 
 
 def format_table(predictions: Sequence[Prediction]) -> str:
-    """Lay predictions out in the columns file, probability and label, and spread where there are several folds.
+    """Lay predictions out in the columns file, probability and label; spread and novelty where they are known.
 
     Args:
         predictions: At least one.
@@ -23,15 +24,18 @@ def format_table(predictions: Sequence[Prediction]) -> str:
         Lines of text; a file without an answer has its error in place of a label, and a note stands behind it.
     """
     width = max(len("file"), *(len(p.file) for p in predictions))
-    of_folds = any(p.spread is not None for p in predictions)
-    lines = [f"{'file':<{width}}  probability  {'spread  ' if of_folds else ''}label"]
+    known = [name for name in NUMBERS if any(getattr(p, name) is not None for p in predictions)]
+    columns = dict.fromkeys(("probability", *known))
+    lines = ["  ".join([f"{'file':<{width}}", *columns, "label"])]
     for p in predictions:
-        probability = "" if p.probability is None else f"{p.probability:.4f}"
-        spread = "" if p.spread is None else f"{p.spread:.4f}"
-        probability = f"{probability:>11}" + (f"  {spread:>6}" if of_folds else "")
+        numbers = [f"{_format(getattr(p, name)):>{len(name)}}" for name in columns]
         answer = p.label or f"ERROR: {p.error}"
-        lines.append(f"{p.file:<{width}}  {probability}  {answer}{f' ({p.note})' if p.note else ''}")
+        lines.append("  ".join([f"{p.file:<{width}}", *numbers, f"{answer}{f' ({p.note})' if p.note else ''}"]))
     return "\n".join(lines)
+
+
+def _format(number: float | None) -> str:
+    return "" if number is None else f"{number:.4f}"
 
 
 def check_format(file: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE, RESIZES
 from histo_pl.models.network import FORMAT_VERSION, build_network
+from histo_pl.models.novelty import Novelty, novelty_from
 from histo_pl.storage import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,10 @@ LIGHTNING_VERSION = "2.6.0"  # of the checkpoints whose structure is written her
 UNCALIBRATED_TTA = (
     "tta=true is uncalibrated: temperature, threshold and band were chosen on single views. A training with "
     "calibration.tta=true chooses them for the mean of eight."
+)
+CANNOT_TELL = (
+    "This checkpoint cannot tell tiles unlike those of its training: it was made by an earlier version, or with "
+    "novelty=false."
 )
 UNFINISHED = "not finished: not calibrated, not tested"
 PREFIX = "network."  # of the weights' names: Lightning prepends the name of TileClassifier's attribute
@@ -39,6 +44,7 @@ DEFAULTS: Mapping[str, Any] = {  # of metadata that an older checkpoint may lack
     "decision_tta": {},
     "training_cases": [],
     "case_rule": {},
+    "novelty": None,
 }
 
 _NO_CHECKPOINT = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError)
@@ -63,6 +69,7 @@ class TrainedModel:
         training_hashes: The split, train or val, of every tile of its training, by the hash of its file.
         training_cases: The cases of its trainings, each with the arguments of `data.hashing.CaseHashes`.
         case_rule: The arguments of `evaluation.cases.CaseRule`; empty: the defaults.
+        novelty: The model of its training tiles; None: it cannot tell a tile unlike them.
         finished: Its training ended, so that it is calibrated and tested.
     """
 
@@ -79,6 +86,7 @@ class TrainedModel:
     training_hashes: dict[str, str] = field(default_factory=dict)
     training_cases: list[dict[str, Any]] = field(default_factory=list)
     case_rule: dict[str, Any] = field(default_factory=dict)
+    novelty: Novelty | None = None
     finished: bool = True
 
     @property
@@ -118,6 +126,7 @@ def load_checkpoint(path: str | Path) -> TrainedModel:
         network=_network_of(metadata["network"], network_state(contents), path),
         model_config=metadata["network"],
         refer=metadata["refer"] and tuple(metadata["refer"]),
+        novelty=novelty_from(metadata["novelty"]),
         **{
             name: metadata[name]
             for name in (
@@ -240,6 +249,7 @@ def save_model(model: TrainedModel, path: Path) -> None:
         "decision_tta": model.decision_tta,
         "training_cases": model.training_cases,
         "case_rule": model.case_rule,
+        "novelty": model.novelty and model.novelty.metadata(),
         "finished": model.finished,
         "format_version": FORMAT_VERSION,
     }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.checkpoint import TrainedModel, is_cross_validation, load_checkpoint
+from histo_pl.models.novelty import Novelty, answer, features_of, logits_of
 from histo_pl.probability import to_probability
 
 ALIKE = ("image_size", "resize", "model_config")  # attributes that all folds' models share
@@ -24,25 +25,33 @@ class FoldEnsemble(nn.Module):
     Args:
         networks: K networks, uint8 (B, 3, S, S) to logits (B,).
         temperatures: The divisor of each one's logits.
+        novelties: The model of each one's training tiles; empty: not known.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], temperatures: Sequence[float]) -> None:
+    def __init__(
+        self, networks: Sequence[nn.Module], temperatures: Sequence[float], novelties: Sequence[Novelty] = ()
+    ) -> None:
         super().__init__()
+        self.novelties = nn.ModuleList(novelties)
         self.networks = nn.ModuleList(networks)
         self.temperatures = list(temperatures)
         self.shares_encoder = _share_encoder(networks)
 
-    def logits_of_folds(self, images: Tensor) -> Tensor:
-        """Compute each network's logits, divided by its temperature.
+    def answers_of_folds(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute each network's logits, divided by its temperature, and the novelty that most of them exceed.
 
         Args:
             images: uint8 of shape (B, 3, S, S).
 
         Returns:
-            float64 of shape (K, B).
+            float64 of shape (K, B); and the median novelty, of an even K the lower one, of shape (B,), which is above 1
+            if for most folds it is; None where it is not known.
         """
         temperatures = torch.tensor(self.temperatures, dtype=torch.float64, device=images.device)
-        return torch.stack(self._logits(images)).double() / temperatures[:, None]
+        answers = self._answers(images)
+        logits = torch.stack([logits for logits, _ in answers]).double() / temperatures[:, None]
+        novelties = [novelty for _, novelty in answers if novelty is not None]
+        return logits, torch.stack(novelties).median(0).values if novelties else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits of the mean probabilities.
@@ -53,14 +62,14 @@ class FoldEnsemble(nn.Module):
         Returns:
             float64 of shape (B,).
         """
-        return join_folds(self.logits_of_folds(images))
+        return join_folds(self.answers_of_folds(images)[0])
 
-    def _logits(self, images: Tensor) -> list[Tensor]:
-        networks: list[Any] = list(self.networks)
+    def _answers(self, images: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        folds: list[Any] = list(zip(self.networks, self.novelties or [None] * len(self.networks), strict=True))
         if not self.shares_encoder:
-            return [network(images) for network in networks]
-        features = networks[0].backbone.encoder(networks[0].preprocessing(images))
-        return [network.backbone.classify(features) for network in networks]
+            return [answer(network, novelty, images) for network, novelty in folds]
+        features = features_of(folds[0][0], images)
+        return [(logits_of(network, images, features), novelty and novelty(features)) for network, novelty in folds]
 
 
 def join_folds(logits: Tensor) -> Tensor:
@@ -120,10 +129,16 @@ def load_folds(folder: Path) -> TrainedModel:
     _check_folds(folder, files, models)
     first = models[0]
     bands = [model.refer for model in models if model.refer is not None]
+    novelties = [model.novelty for model in models if model.novelty is not None]
     count = len(models)
     return replace(
         first,
-        network=FoldEnsemble([model.network for model in models], [model.temperature for model in models]).eval(),
+        network=FoldEnsemble(
+            [model.network for model in models],
+            [model.temperature for model in models],
+            novelties if len(novelties) == count else (),
+        ).eval(),
+        novelty=None,
         model_config={"name": f"the mean of {count} folds", **{f"of_{k}": v for k, v in first.model_config.items()}},
         threshold=sum(model.threshold for model in models) / count,
         temperature=1.0,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.tile import Split, Tile
@@ -12,9 +13,9 @@ from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration, Decision
 from histo_pl.evaluation.cases import CaseRule, by_case, summarize_cases
 from histo_pl.evaluation.predictions import Predictions
-from histo_pl.evaluation.results import compute_results, predict_from_color, predictions_of
-
-Logits = Mapping[Split, dict[str, float]]
+from histo_pl.evaluation.results import compute_results, describe_limit, predict_from_color, predictions_of
+from histo_pl.models.novelty import Novelty, NoveltyRule
+from histo_pl.training.answers import Answers, ByPath
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Assessment:
         decision_tta: The same for the mean of eight views; None: not chosen.
         rule: The truth and the score of a case, with a threshold chosen on validation cases.
         calibration: The rules by which they were chosen.
+        novelty: The model of the training tiles, its limit chosen on validation tiles; None: not known.
+        novelty_by_split: The novelty of a sample of training tiles, of the validation and the test; empty without it.
     """
 
     predictions: Mapping[Split, Predictions]
@@ -36,6 +39,8 @@ class Assessment:
     decision_tta: Decision | None
     rule: CaseRule
     calibration: Calibration
+    novelty: Novelty | None
+    novelty_by_split: Mapping[Split, ByPath]
 
     @property
     def reported(self) -> Split:
@@ -45,12 +50,14 @@ class Assessment:
     def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it, by the names of `TileClassifier`'s arguments."""
         tta = {} if self.decision_tta is None else asdict(self.decision_tta)
-        return asdict(self.decision) | {"decision_tta": tta, "case_rule": asdict(self.rule)}
+        chosen = {"decision_tta": tta, "case_rule": asdict(self.rule)}
+        return asdict(self.decision) | chosen | {"novelty": self.novelty and self.novelty.metadata()}
 
     def results(self) -> dict[str, Any]:
         """Compute the results, see `results.compute_results`, with those of the baseline."""
         found = compute_results(self.predictions[self.reported], self.decision, self.rule, self.reported)
         found["decision_tta"] = self.decision_tta and asdict(self.decision_tta)
+        found["novelty"] = found["novelty"] and found["novelty"] | describe_limit(self.novelty)
         if self.baseline is None:
             return found | {"colour_only": None, "colour_only_by_case": None}
         rule = CaseRule(self.rule.truth, self.rule.score).fit(self.baseline["val"], self.calibration)
@@ -64,10 +71,11 @@ class Assessment:
 
 def assess(
     data: HistologyDataModule,
-    logits: Logits,
-    logits_tta: dict[str, float] | None,
+    answers: Answers,
+    logits_tta: ByPath | None,
     calibration: Calibration,
     rule: CaseRule,
+    novelty_rule: NoveltyRule | None,
     *,
     color_baseline: bool,
 ) -> Assessment:
@@ -75,10 +83,11 @@ def assess(
 
     Args:
         data: Set up.
-        logits: Of each tile's path, of the validation and of the test, if there is one.
+        answers: About the validation and the test, if there is one.
         logits_tta: The mean logit of eight views of each validation tile; None: nothing is chosen for it.
         calibration: The rules of temperature, threshold and band.
         rule: The truth and the score of a case, its threshold yet to be chosen.
+        novelty_rule: The share of tiles that the limit of novelty may refuse; None: no novelty.
         color_baseline: Predict from colour alone too.
 
     Returns:
@@ -87,14 +96,28 @@ def assess(
     Raises:
         UserError: The threshold cannot be chosen from these tiles.
     """
-    decision = _choose(calibration, data, logits["val"])
+    decision = _choose(calibration, data, answers.logits["val"])
     decision_tta = None if logits_tta is None else _choose(calibration, data, logits_tta)
+    novelty, by_split = _limit_novelty(answers, novelty_rule)
     predictions: dict[Split, Predictions] = {
-        split: predictions_of(data, split, of_split, decision) for split, of_split in logits.items()
+        split: predictions_of(data, split, of_split, decision, by_split.get(split))
+        for split, of_split in answers.logits.items()
     }
     baseline = predict_from_color(data, predictions) if color_baseline else None
     rule = rule.fit(predictions["val"], calibration)
-    return Assessment(predictions, baseline, decision, decision_tta, rule, calibration)
+    return Assessment(predictions, baseline, decision, decision_tta, rule, calibration, novelty, by_split)
+
+
+def _limit_novelty(answers: Answers, rule: NoveltyRule | None) -> tuple[Novelty | None, Mapping[Split, ByPath]]:
+    """Choose the limit on validation tiles, and divide all distances by it."""
+    if rule is None or answers.novelty is None:
+        return None, {}
+    validated = torch.tensor(list(answers.distances["val"].values()))
+    novelty = answers.novelty.with_limit(validated, rule.false_alarm)
+    return novelty, {
+        split: {path: distance / novelty.limit for path, distance in of_split.items()}
+        for split, of_split in answers.distances.items()
+    }
 
 
 def _choose(calibration: Calibration, data: HistologyDataModule, logits: Mapping[str, float]) -> Decision:

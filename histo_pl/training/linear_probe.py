@@ -188,26 +188,6 @@ def choose_penalty(
     return replace(solver, weight_decay=best)
 
 
-def logits_of(
-    features: Features, data: HistologyDataModule, classifier: TileClassifier, split: Split
-) -> dict[str, float]:
-    """Compute a split's logits from features.
-
-    Args:
-        features: Of all tiles.
-        data: Set up.
-        classifier: With a fitted head.
-        split: train, val or test.
-
-    Returns:
-        The logit, a number, of each tile's plain view, by its path: positive means malignant.
-    """
-    paths = [tile.path for tile in data.tiles_of(split)]
-    with torch.inference_mode():
-        logits = classifier.network.backbone.classify(torch.stack([features.by_path[path][0] for path in paths]))
-    return dict(zip(paths, logits.tolist(), strict=True))
-
-
 def _frozen_backbone(classifier: TileClassifier) -> EncoderWithHead:
     backbone = classifier.network.backbone
     if not isinstance(backbone, EncoderWithHead) or any(p.requires_grad for p in backbone.encoder.parameters()):

@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from histo_pl.errors import UserError
 from histo_pl.models.network import FORMAT_VERSION, build_network
-from histo_pl.models.views import mean_over_views
 from histo_pl.probability import to_probability
 from histo_pl.training.freezing import ALL, freeze_all_but
 from histo_pl.training.metrics import binary_metrics
@@ -40,6 +39,7 @@ class TileClassifier(L.LightningModule):
         training_cases: The cases of the training, and of those before it, each with the arguments of
             `data.hashing.CaseHashes`.
         case_rule: The arguments of `evaluation.cases.CaseRule`; None: the defaults.
+        novelty: The arguments of `models.novelty.Novelty`; None: not known.
         finished: The training ended, so that the weights are calibrated and tested.
         format_version: Of the checkpoint's contents, see `models.checkpoint`.
         optimizer: Makes the optimizer from the network; None: it can only predict.
@@ -64,6 +64,7 @@ class TileClassifier(L.LightningModule):
         training_hashes: Mapping[str, str] | None = None,
         training_cases: Sequence[Mapping[str, Any]] = (),
         case_rule: Mapping[str, Any] | None = None,
+        novelty: Mapping[str, Any] | None = None,
         finished: bool = False,
         format_version: int = FORMAT_VERSION,
         optimizer: Callable[[nn.Module], Optimizer] | None = None,
@@ -81,7 +82,7 @@ class TileClassifier(L.LightningModule):
         self.pos_weight = pos_weight
         self.loss = nn.BCEWithLogitsLoss(pos_weight=None if pos_weight is None else torch.tensor(pos_weight))
         self.unweighted_loss = nn.BCEWithLogitsLoss()  # of validation, by which the best epoch is chosen
-        self.average_views = False
+        self.question: Callable[[Tensor], Tensor] = lambda images: self(images).float()[:, None]
         self.train_metrics = binary_metrics(threshold, prefix="train/")
         self.val_metrics = binary_metrics(threshold, prefix="val/")
         self.train()  # Lightning takes the modes as they are
@@ -112,15 +113,11 @@ class TileClassifier(L.LightningModule):
         """Return the loss, of shape (), and the probabilities (B,) of a batch."""
         return self._step(batch, "val")
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int, dataloader_idx: int = 0) -> dict[str, float]:
-        """Return the logit of each of the (B,) tiles by its path, of the mean of eight views if `average_views`."""
-
-        def compute(images: Tensor) -> Tensor:
-            return self(images).float()
-
-        images = batch["image"]
-        logits = mean_over_views(compute, images) if self.average_views else compute(images)
-        return dict(zip(batch["path"], logits.tolist(), strict=True))
+    def predict_step(
+        self, batch: dict[str, Any], batch_index: int, dataloader_idx: int = 0
+    ) -> tuple[list[str], Tensor]:
+        """Return the (B,) paths and what `question` makes of their images, (B, k): by default their logits, (B, 1)."""
+        return batch["path"], self.question(batch["image"]).float().cpu()
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401
         """Make the optimizer and, if there is one, the learning-rate schedule, which steps with it."""

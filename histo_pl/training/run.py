@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.hashing import CaseHashes
-from histo_pl.data.tile import Split
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration
 from histo_pl.evaluation.cases import CaseRule
@@ -27,12 +26,14 @@ from histo_pl.evaluation.results import without_nan
 from histo_pl.hardware import keep_freed_memory
 from histo_pl.images import RESIZE
 from histo_pl.models.checkpoint import save_checkpoint, update_metadata
+from histo_pl.models.novelty import NoveltyRule
 from histo_pl.storage import atomic_write_text
+from histo_pl.training.answers import answers_of_features, answers_of_network, logits_of_views
 from histo_pl.training.assessment import assess, check_case_rule
 from histo_pl.training.callbacks import BestCheckpoint, CollapseWarning, EpochSeeding, History
 from histo_pl.training.features import Features
 from histo_pl.training.initialization import InitialWeights, Model, resolve_initial_weights
-from histo_pl.training.linear_probe import LinearProbe, logits_of
+from histo_pl.training.linear_probe import LinearProbe
 from histo_pl.training.module import TileClassifier
 from histo_pl.training.outputs import announce_data, log_summary, log_to_loggers, run_summary, write_outputs
 from histo_pl.training.run_folder import BEST, CONFIG, LAST, CommandLine, claim_run_folder, report_interruption
@@ -96,6 +97,7 @@ def run_training(
     seed: int = 0,
     calibration: Calibration | None = None,
     case_rule: CaseRule | None = None,
+    novelty_rule: NoveltyRule | None = None,
     arithmetic: Arithmetic | None = None,
     color_baseline: bool = True,
     notes: Sequence[str] = (),
@@ -114,6 +116,7 @@ def run_training(
         seed: Decides initial weights, order and augmentation, from 0 to 2**32 - 1.
         calibration: The rules of temperature, threshold and band; None: the defaults.
         case_rule: The truth and the score of a case, its threshold yet to be chosen; None: the defaults.
+        novelty_rule: The share of tiles that the limit of novelty may refuse; None: no novelty.
         arithmetic: Speed settings; None: the defaults.
         color_baseline: Compute the baseline from colour alone too.
         notes: Warnings to log and to keep in the results.
@@ -141,15 +144,21 @@ def run_training(
     _set_arithmetic(arithmetic, classifier.network)
     history = History()
     trainer = make_trainer([history, CollapseWarning(), EpochSeeding(seed)])
+    wanted = {"wants_novelty": novelty_rule is not None}
     run = _Run(trainer, classifier, data, history, _best_checkpoint(trainer))
     _check_epochs(trainer, initial)
     with report_interruption(run_dir, trainer, command_line), _open_folder(run_dir, settings, resume, data, trainer):
         if optimization.probe is None:
-            logits, features = _train_epochs(run, resume), None
+            _train_epochs(run, resume)
+            checkpoint = str(run.best.best_model_path)
+            answers, features = answers_of_network(trainer, classifier, data, checkpoint, **wanted), None
         else:
-            logits, features = _fit_linear_probe(run, optimization.probe, initial)
-        logits_tta = _logits_of_views(run) if calibration.tta else None
-        assessed = assess(data, logits, logits_tta, calibration, case_rule, color_baseline=color_baseline)
+            features = _fit_linear_probe(run, optimization.probe, initial)
+            answers = answers_of_features(features, data, classifier, **wanted)
+        logits_tta = logits_of_views(trainer, classifier, data) if calibration.tta else None
+        assessed = assess(
+            data, answers, logits_tta, calibration, case_rule, novelty_rule, color_baseline=color_baseline
+        )
         results = assessed.results() | run_summary(trainer, classifier, history, run.best, data)
         results |= {"warnings": findings, "embeddings": features and features.summary()}
         if trainer.is_global_zero:
@@ -282,49 +291,18 @@ def _open_folder(
         yield
 
 
-def _train_epochs(run: _Run, resume: str | None) -> dict[Split, dict[str, float]]:
-    """Train, and compute the logits of validation and test with the best weights, on all devices together."""
+def _train_epochs(run: _Run, resume: str | None) -> None:
+    """Train, with Lightning's loop."""
     with lightning_errors():
         run.trainer.fit(run.classifier, run.data, ckpt_path=resume, weights_only=True)
     if not run.history.epochs:
         raise UserError(
             f"Nothing was trained. Expected trainer.max_epochs of at least 1. Received: {run.trainer.max_epochs}"
         )
-    loaders = [run.data.val_dataloader(), *([run.data.test_dataloader()] if run.data.has_test else [])]
-    checkpoint = run.best.best_model_path
-    answers: Any = run.trainer.predict(run.classifier, loaders, ckpt_path=checkpoint, weights_only=True)
-    answers = answers if len(loaders) > 1 else [answers]  # Lightning's, of one loader
-    of_splits = zip(("val", "test"), answers, strict=False)
-    return {
-        split: _gather({path: logit for batch in batches for path, logit in batch.items()})
-        for split, batches in of_splits
-    }
 
 
-def _logits_of_views(run: _Run) -> dict[str, float]:
-    """Compute the mean logit of eight views of each validation tile, with the best weights."""
-    run.classifier.average_views = True
-    checkpoint = run.best.best_model_path
-    batches: Any = run.trainer.predict(
-        run.classifier, [run.data.val_dataloader()], ckpt_path=checkpoint, weights_only=True
-    )
-    run.classifier.average_views = False
-    return _gather({path: logit for batch in batches for path, logit in batch.items()})
-
-
-def _gather(logits: dict[str, float]) -> dict[str, float]:
-    """Join the logits of this process and of all others."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return logits
-    shares: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, logits)
-    return {path: logit for share in shares for path, logit in share.items()}
-
-
-def _fit_linear_probe(
-    run: _Run, probe: LinearProbe, initial: InitialWeights
-) -> tuple[dict[Split, dict[str, float]], Features]:
-    """Fit the head on features, keep both checkpoints, and compute the logits of validation and test."""
+def _fit_linear_probe(run: _Run, probe: LinearProbe, initial: InitialWeights) -> Features:
+    """Fit the head on features, and keep both checkpoints."""
     trainer, classifier, data = run.trainer, run.classifier, run.data
     if trainer.world_size > 1:
         raise UserError(
@@ -338,8 +316,7 @@ def _fit_linear_probe(
     run.best.best_model_path = str(folder / BEST)
     for name in (BEST, LAST):
         save_checkpoint(dict(classifier.hparams), classifier.state_dict(), folder / name)
-    splits: tuple[Split, ...] = ("val", "test") if data.has_test else ("val",)
-    return {split: logits_of(features, data, classifier, split) for split in splits}, features
+    return features
 
 
 @contextmanager

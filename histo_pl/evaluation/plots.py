@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from histo_pl.evaluation.metrics import ECE_BINS, bin_of
 from histo_pl.evaluation.predictions import Predictions
@@ -18,6 +18,7 @@ TILES, CASES = "#2a6f97", "#e08e45"
 BENIGN, MALIGNANT = "#2a9d8f", "#d1495b"
 GREY = "0.55"
 HISTOGRAM_BINS = 25
+MOST_NOVELTY = 2.0  # of the histogram's axis, in units of the limit
 
 
 def plot_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int, title: str) -> Figure:
@@ -176,6 +177,29 @@ def plot_histogram(predictions: Predictions) -> Figure:
         )
     for number, threshold in enumerate(np.unique(predictions.threshold)):
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle="--", label="" if number else "threshold")
+    axes.autoscale(axis="y")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_novelty(splits: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """Draw the distribution of the novelty of some splits, and the limit.
+
+    Args:
+        splits: The novelty of tiles, of shape (N,), by the split's name.
+
+    Returns:
+        A square figure; what is beyond twice the limit stands at its right edge.
+    """
+    figure, axes = _square("novelty (1: the limit)", "share of tiles")
+    for (name, novelty), colour in zip(splits.items(), (TRAIN, VAL, CASES), strict=False):
+        shown = np.minimum(novelty, MOST_NOVELTY)
+        weights = np.full(len(shown), 1 / max(len(shown), 1))
+        style = {"histtype": "step", "linewidth": 1.5, "color": colour, "label": name}
+        axes.hist(shown, bins=HISTOGRAM_BINS, range=(0, MOST_NOVELTY), weights=weights, **style)
+    axes.axvline(1, color=GREY, linewidth=1, linestyle="--", label="limit")
+    axes.set_xlim(0, MOST_NOVELTY * 1.01)
     axes.autoscale(axis="y")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 from histo_pl.data.check import describe_counts
@@ -34,6 +35,7 @@ CAPTIONS = {
     "precision_recall": "Precision and recall",
     "calibration": "Calibration of the tiles' probabilities",
     "histogram": "Probabilities of the tiles",
+    "novelty": "Distance from the training tiles: refused beyond the limit",
 }
 HOW_TO_READ = (
     "Blank: undefined. Without an interval: fewer than three cases of a class that the metric rests on, or all cases "
@@ -63,6 +65,7 @@ class Report:
         notes: Sentences that a reader must know first, such as a warning of tiles that trained the model.
         epochs: A run's metrics by epoch; empty for an evaluation.
         settings: The configuration as YAML.
+        novelty: The novelty of tiles by the name of their split, of shape (N,) each; empty where unknown.
     """
 
     title: str
@@ -74,6 +77,7 @@ class Report:
     notes: Sequence[str] = ()
     epochs: Sequence[Mapping[str, float]] = ()
     settings: str = ""
+    novelty: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def levels(self) -> Levels:
@@ -134,6 +138,10 @@ def _metrics(levels: Levels, results: Mapping[str, Any]) -> dict[str, Any]:
     caption = f"{levels.name}: 95% intervals over the {tiles['units']} {tiles['intervals_over']}."
     if tiles["intervals_over"] == "tiles":
         caption += " The cases are unknown: with several tiles a patient these intervals are too narrow."
+    novelty = results.get("novelty")
+    answered = novelty["answered"] if novelty and novelty["refused"] else None
+    if answered:
+        header.append(f"{answered['tiles']} tiles, those unlike the training's left out")
     if cases:
         header.append(f"{cases['tiles']} cases ({results['case_level']['title']})")
     if baseline:
@@ -141,24 +149,29 @@ def _metrics(levels: Levels, results: Mapping[str, Any]) -> dict[str, Any]:
             f" From colour alone, without any shape, the AUROC is {format_estimate(baseline, 'auroc')}: "
             f"a model that does not clearly exceed this has learnt the stain rather than the tissue."
         )
-    shown = [level for level in (tiles, cases) if level]
+    shown = [level for level in (tiles, answered, cases) if level]
     rows = [(title, *(format_estimate(level, name) for level in shown)) for name, title in NAMES.items()]
     return {"header": header, "rows": rows, "caption": f"{caption} {HOW_TO_READ}"}
 
 
-def figures(predictions: Predictions, cases: Predictions | None) -> dict[str, Figure]:
+def figures(
+    predictions: Predictions, cases: Predictions | None, novelty: Mapping[str, NDArray[np.float64]]
+) -> dict[str, Figure]:
     """Draw the curves of tested tiles.
 
     Args:
         predictions: The tiles.
         cases: The cases; None where there are none.
+        novelty: See `Report`.
 
     Returns:
-        By the name of the file: roc, precision_recall (if both classes are there), calibration and histogram.
+        By the name of the file: roc, precision_recall (if both classes are there), calibration, histogram, and novelty
+        (if it is known).
     """
     if not len(predictions) or not np.isfinite(predictions.probability).all():
         return {}
     drawn = {"calibration": plots.plot_calibration(predictions), "histogram": plots.plot_histogram(predictions)}
+    drawn |= {"novelty": plots.plot_novelty(novelty)} if novelty else {}
     if predictions.malignant.all() or not predictions.malignant.any():
         return drawn
     both = cases is not None and cases.malignant.any() and not cases.malignant.all()
@@ -201,7 +214,18 @@ def _decision(results: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("Uncertain: refer", f"from {refer['low']:.3g} to {refer['high']:.3g}"),
             ("referred here", f"{refer['referred']} of {refer['referred'] + refer['answered']} tiles; {left}"),
         ]
-    return rows
+    return rows + _novelty(results.get("novelty"))
+
+
+def _novelty(novelty: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not novelty:
+        return []
+    rows = [("Unlike training: refer", "a novelty above 1")]
+    if "false_alarm" in novelty:
+        guaranteed = "" if novelty["is_guaranteed"] else ", too few for that share to be guaranteed"
+        chosen = f"{novelty['false_alarm']:.1%} of {novelty['validated']} validation tiles{guaranteed}"
+        rows.append(("its limit refuses", chosen))
+    return [*rows, ("refused here", f"{novelty['refused']} of {novelty['tiles']} tiles, {novelty['share']:.1%}")]
 
 
 def _data(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,25 @@ def summarize_novelty(predictions: Predictions, rule: CaseRule) -> dict[str, Any
     }
 
 
+def describe_refused(novelty: Mapping[str, Any]) -> str:
+    """Say how many tiles are unlike those of the training, and what the others' results are.
+
+    Args:
+        novelty: As `summarize_novelty` returns it.
+    """
+    told = f"Unlike training: {novelty['refused']} of {novelty['tiles']} tiles ({novelty['share']:.1%}) refused"
+    answered = novelty["answered"]
+    if novelty["refused"] and answered:
+        figures = (format_estimate(answered, name) or "undefined" for name in ("auroc", "balanced_accuracy"))
+        told += "; AUROC {}, balanced accuracy {} of the others".format(*figures)
+    if not novelty.get("is_guaranteed", True):
+        told += (
+            f". The limit, chosen on {novelty['validated']} validation tiles, does not guarantee a share of "
+            f"{novelty['false_alarm']:.1%}: that takes {math.ceil(1 / novelty['false_alarm']) - 1}"
+        )
+    return f"{told}."
+
+
 def describe_limit(novelty: Novelty | None) -> dict[str, Any]:
     """Describe the limit of novelty in plain values; empty without one."""
     if novelty is None:
@@ -204,7 +223,7 @@ def write_report(folder: Path, report: Report) -> None:
     tiles = report.levels.tiles
     cells = tiles["confusion"]
     matrix = [[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]]
-    drawn = figures(report.predictions, report.cases)
+    drawn = figures(report.predictions, report.cases, report.novelty)
     plots.save(drawn | {"confusion": plots.plot_confusion(matrix, f"{tiles['tiles']} tiles")}, folder)
     report.write(folder / "report.html", drawn)
 
@@ -296,3 +315,5 @@ def _log_decision(results: Mapping[str, Any]) -> None:
             refer["referred"] + refer["answered"],
             refer["wrong"],
         )
+    if results["novelty"]:
+        log.info("%s", describe_refused(results["novelty"]))

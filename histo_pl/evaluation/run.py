@@ -160,6 +160,7 @@ def _report(
         columns=data.values_of_columns(unseen.path.tolist()),
         notes=[*results["warnings"], *caveats(results)],
         settings=settings,
+        novelty={"tested": unseen.novelty} if results["novelty"] else {},
     )
 
 

@@ -13,6 +13,7 @@ from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.texture import describe_texture
 
 SAMPLE = 20_000  # training tiles that it is fitted on, at most
+ROUNDING = 1e-5  # of a distance in float32, which depends a little on the batch that a tile is in
 LEAST_SPREAD = 0.1  # of a feature, as a share of the median one's: a channel that no training tile excites has none
 
 
@@ -125,7 +126,7 @@ def conformal_limit(distances: Tensor, false_alarm: float) -> float:
     """
     ordered = distances.double().sort().values
     rank = math.ceil((len(ordered) + 1) * (1 - false_alarm) - 1e-9)
-    return max(float(ordered[min(rank, len(ordered)) - 1]), 1e-12)
+    return max(float(ordered[min(rank, len(ordered)) - 1]), 1e-12) * (1 + ROUNDING)
 
 
 def shrunk_covariance(centred: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.check import describe_counts
-from histo_pl.data.tile import SPLITS
+from histo_pl.data.tile import SPLITS, Split
 from histo_pl.evaluation import plots
 from histo_pl.evaluation.cases import by_case
 from histo_pl.evaluation.levels import Levels
@@ -26,6 +27,8 @@ from histo_pl.training.callbacks import BestCheckpoint, CollapseWarning, History
 from histo_pl.training.module import TileClassifier
 
 log = logging.getLogger(__name__)
+
+NAMES_OF_SPLITS: Mapping[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
 @rank_zero_only
@@ -131,6 +134,9 @@ def write_outputs(
         notes=_notes(results),
         epochs=history.epochs,
         settings=settings,
+        novelty={
+            NAMES_OF_SPLITS[split]: np.array(list(of.values())) for split, of in assessed.novelty_by_split.items()
+        },
     )
     write_report(folder, report)
 

@@ -1,5 +1,7 @@
 """Results by case: pure ones, mixed ones, and the scores that a user may choose."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,7 @@ def make(mixed: bool = True, cases: int = 12, tiles: int = 15) -> Predictions:
         malignant=malignant,
         probability=np.clip(0.4 * malignant + 0.6 * generator.random(len(case)), 0, 1),
         threshold=np.full(len(case), 0.5),
+        novelty=np.full(len(case), np.nan),
     ).take(order)
 
 
@@ -98,7 +101,7 @@ def test_an_unknown_or_lone_choice_is_refused(truth: str | None, score: str | No
 def test_copies_count_once_where_a_file_joins_them() -> None:
     """Eight copies of a tile are one observation if the groups say so."""
     once = make(tiles=1, cases=60, mixed=False)
-    alone = Predictions(once.path, np.full(60, ""), once.path, once.malignant, once.probability, once.threshold)
+    alone = replace(once, case=np.full(60, ""), group=once.path)
     eight = Predictions.join([alone] * 8)
     joined = eight.summary()
     assert joined["intervals"]["auroc"] == pytest.approx(alone.summary()["intervals"]["auroc"])
@@ -110,5 +113,6 @@ def test_copies_count_once_where_a_file_joins_them() -> None:
         eight.malignant,
         eight.probability,
         eight.threshold,
+        eight.novelty,
     )
     assert named.unit == "groups"

@@ -42,7 +42,7 @@ def make_predictions() -> Predictions:
     malignant = rng.random(200) < 0.4
     probability = np.clip(np.round(0.3 * malignant + 0.7 * rng.random(200), 2), 0, 1)
     names = np.array([str(number) for number in range(200)])
-    return Predictions(names, np.full(200, ""), names, malignant, probability, np.full(200, 0.5))
+    return Predictions(names, np.full(200, ""), names, malignant, probability, np.full(200, 0.5), np.full(200, np.nan))
 
 
 def drawn(figure: Figure, label: str) -> np.ndarray:

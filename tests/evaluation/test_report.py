@@ -27,6 +27,7 @@ def make_scores(count: int = 40, with_cases: bool = True) -> Predictions:
         malignant=malignant,
         probability=np.clip(malignant * 0.3 + generator.random(count) * 0.7, 0, 1),
         threshold=np.full(count, 0.5),
+        novelty=np.linspace(0, 1.2, count),
     )
 
 
@@ -68,14 +69,14 @@ def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path: Path, with_cases: 
     columns = {"kind": ["<script>alert(1)</script>" if n % 2 else "x" for n in range(len(scores))]}
     cases, notes = by_case(scores, CaseRule()), ["a note & more"]
     report = Report("<title>", results_of(scores), scores, cases, tmp_path, columns, notes, settings="a: <b>")
-    report.write(tmp_path / "report.html", figures(scores, cases))
+    report.write(tmp_path / "report.html", figures(scores, cases, {"test": scores.novelty}))
     text = (tmp_path / "report.html").read_text()
     page = Page()
     page.feed(text)
     assert "script" not in page.tags and "b" in page.tags
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert not re.findall(r"url\((?!#|\"?#)", text)
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     assert page.tags.count("img") == len(worst_mistakes(scores))
     assert ("The cases are unknown" in text) != with_cases
 
@@ -87,7 +88,7 @@ def test_any_name_of_a_data_set_is_shown_as_it_is(tmp_path: Path, name: str) -> 
     results["data"]["name"] = name
     epochs = [{"epoch": 0, "train/loss": 1.0, "val/loss": 1.0}]
     report = Report(name, results, scores, None, tmp_path, epochs=epochs)
-    report.write(tmp_path / "report.html", figures(scores, None))
+    report.write(tmp_path / "report.html", figures(scores, None, {}))
     text = (tmp_path / "report.html").read_text()
     assert f"<h1>{escape(name)}</h1>" in text
     plots.plot_curves(epochs, 0, name).savefig(tmp_path / "curves.png")
@@ -97,7 +98,7 @@ def test_a_result_of_one_class_or_of_no_number_still_has_its_report(tmp_path: Pa
     scores = make_scores()
     diverged = scores.with_probability(np.full(len(scores), np.nan), 0.5)
     for ones in (scores.take(scores.malignant), diverged):
-        Report("t", results_of(ones), ones, None, tmp_path).write(tmp_path / "report.html", figures(ones, None))
+        Report("t", results_of(ones), ones, None, tmp_path).write(tmp_path / "report.html", figures(ones, None, {}))
         assert "undefined" in (tmp_path / "report.html").read_text()
 
 

@@ -1,6 +1,7 @@
 """All folds of a cross-validation as one model."""
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -55,15 +56,15 @@ def test_a_shared_encoder_runs_once_and_changes_nothing(folds: Path, monkeypatch
     for one in network.networks:
         one.backbone.encoder.register_forward_hook(lambda *_: runs.append(1))
     with torch.inference_mode():
-        together = network.logits_of_folds(images)
+        together = network.answers_of_folds(images)[0]
         assert len(runs) == 1
         network.shares_encoder = False
-        assert torch.allclose(together, network.logits_of_folds(images))
+        assert torch.allclose(together, network.answers_of_folds(images)[0])
     assert len(runs) == 1 + FOLDS
 
 
 def test_predict_and_evaluate_take_the_folder(
-    folds: Path, demo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tile = draw_image(tmp_path / "tile.png", size=(32, 32))
     assert predict(str(folds), str(tile), str(tmp_path / "out.csv")) == 0
@@ -71,7 +72,7 @@ def test_predict_and_evaluate_take_the_folder(
     with (tmp_path / "out.csv").open() as stream:
         (row,) = csv.DictReader(stream)
     assert 0 <= float(row["spread"]) <= 0.5
-    root = next(demo_root.glob("v*"))
+    root = json.loads((folds / "0" / "results.json").read_text())["data"]["root"]
     results = evaluate(folds, root, run_dir=tmp_path / "run", group_regex="(case\\d+)")
     assert results["seen"]["train"] + results["seen"]["val"] == results["test"]["tiles"]  # every tile is in some fold
     assert "3 folds" in results["checkpoint"]["trained_on"]

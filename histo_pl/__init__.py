@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from histo_pl.cli.api import train
     from histo_pl.data import HistologyDataModule
     from histo_pl.errors import UserError
+    from histo_pl.evaluation.recalibrate import recalibrate
     from histo_pl.evaluation.run import evaluate
     from histo_pl.evaluation.summarize import summarize
     from histo_pl.inference import Prediction, Predictor
@@ -32,6 +33,7 @@ __all__ = [
     "convert",
     "evaluate",
     "load_model",
+    "recalibrate",
     "save_model",
     "summarize",
     "train",
@@ -47,6 +49,7 @@ _MODULES = {
     "convert": "interop.convert",
     "evaluate": "evaluation.run",
     "load_model": "models.ensemble",
+    "recalibrate": "evaluation.recalibrate",
     "save_model": "models.checkpoint",
     "summarize": "evaluation.summarize",
     "train": "cli.api",

@@ -38,6 +38,15 @@ differ in how their files are stored, and how well colour alone tells the classe
 Altered copies need OpenCV: pip install -e '.[audit]'. The copies go to groups.csv, which data.groups_file= takes, so
 that the next split keeps them together."""
 
+RECALIBRATE = """\
+Fit a checkpoint to another laboratory with a few labelled tiles of it: offset and slope of the logit, the threshold,
+and the limit beyond which a tile is unlike the training. All are shrunk towards what they were, so that three tiles a
+class do no harm. What to expect there is printed, cross-validated by case, and a new checkpoint written.
+
+  python -m histo_pl recalibrate outputs/DAY/TIME/best.ckpt theirs.ckpt --data tiles
+  python -m histo_pl recalibrate latest theirs.ckpt --data tiles data.group_regex='patient\\d+'
+
+Take the tiles at random from what the model will see: the probabilities hold for their share of malignant ones."""
 
 BENCHMARK = """\
 Measure this machine: reading tiles with each cache, a training step and its share of what the device can do, whole
@@ -76,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_audit(commands)
     _add_benchmark(commands)
     _add_convert(commands)
+    _add_recalibrate(commands)
     _add_summarize(commands)
     return parser
 
@@ -124,6 +134,22 @@ def _benchmark(**options: Any) -> str:  # noqa: ANN401
     for part in benchmark(**options):
         print(part, flush=True, end="\n\n")
     return "The tiles were drawn by a program. docs/benchmarks.md explains the tables."
+
+
+def _add_recalibrate(commands: Any) -> None:  # noqa: ANN401
+    parser = _add(commands, "recalibrate", "fit a checkpoint to another laboratory", RECALIBRATE, _recalibrate)
+    parser.add_argument("checkpoint", metavar="CKPT", help="a best.ckpt, a run's folder, or latest")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write, a new file")
+    help_text = "the folder of its labelled tiles, and keys of conf/data, such as data.group_regex='patient\\d+'"
+    parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help=help_text)
+
+
+def _recalibrate(data: Sequence[str], **options: Any) -> str:  # noqa: ANN401
+    from histo_pl.cli.data_options import folder_and_options
+    from histo_pl.evaluation.recalibrate import recalibrate
+
+    root, data_options = folder_and_options(data)
+    return recalibrate(**options, root=root, **data_options)
 
 
 def _add_summarize(commands: Any) -> None:  # noqa: ANN401

@@ -13,6 +13,8 @@ from histo_pl.cli.mistakes import reason_of
 from histo_pl.data.source import TileSource
 from histo_pl.errors import UserError
 
+OF_MODULE = ("name", "batch_size", "on_error", "blank", "inspections", "num_workers")  # beside those of the source
+
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tell folders from keys of the data.
@@ -27,11 +29,27 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [one for one in arguments if one not in keys], keys
 
 
-def source_options(keys: Sequence[str]) -> dict[str, Any]:
+def folder_and_options(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return the one folder of a command line, and the options of its data module.
+
+    Args:
+        arguments: A folder, and keys such as `data.name=Lyon`, as typed.
+
+    Raises:
+        UserError: There is no folder or several, or a key is not as expected.
+    """
+    folders, keys = split_arguments(arguments)
+    if len(folders) != 1:
+        raise UserError(f"The tiles are in one folder. Expected one, and keys data.KEY=VALUE. Received: {arguments}")
+    return folders[0], source_options(keys, OF_MODULE)
+
+
+def source_options(keys: Sequence[str], also: Sequence[str] = ()) -> dict[str, Any]:
     r"""Compose `conf/data` with the keys of a command line.
 
     Args:
         keys: Such as `data=breakhis` and `data.group_regex=patient\d+`, as typed.
+        also: Further arguments of the data module to return.
 
     Returns:
         The attributes of `TileSource` that are set, beside the root.
@@ -53,5 +71,5 @@ def source_options(keys: Sequence[str]) -> dict[str, Any]:
                 f"A key of the data is not as expected ({reason_of(error)}). Received: {' '.join(keys)}"
             ) from error
     data: Any = OmegaConf.to_container(config.data, resolve=True)
-    names = [name for name in TileSource.__dataclass_fields__ if name != "root"]
+    names = [*(name for name in TileSource.__dataclass_fields__ if name != "root"), *also]
     return {name: data[name] for name in names if data.get(name) is not None}

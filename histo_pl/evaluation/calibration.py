@@ -12,6 +12,8 @@ from histo_pl.probability import to_probability
 
 TEMPERATURES = (0.05, 20.0)  # a network that knows nothing gets the largest
 RULES = ("youden", "sensitivity")
+YOUDEN = "the greatest sensitivity + specificity on validation tiles"
+SENSITIVITY = "the highest with a sensitivity of at least"
 Array = NDArray[np.float64]
 
 
@@ -95,12 +97,26 @@ class Calibration:
         probability = Decision(temperature).probabilities(logits)
         threshold = choose_threshold(self.threshold, self.least_sensitivity, probability, malignant)
         rule = {
-            "youden": "the greatest sensitivity + specificity on validation tiles",
-            "sensitivity": f"the highest with a sensitivity of at least {self.least_sensitivity} on validation tiles",
+            "youden": YOUDEN,
+            "sensitivity": f"{SENSITIVITY} {self.least_sensitivity} on validation tiles",
         }.get(str(self.threshold), "fixed")
         wanted = self.refer_error_rate
         band = None if wanted is None else choose_band(wanted, threshold, probability, malignant)
         return Decision(temperature, threshold, rule, band)
+
+
+def read_rule(name: str) -> tuple[str | None, float]:
+    """Read the rule back from its name for people, see `Calibration.choose`.
+
+    Args:
+        name: Such as `Decision.rule`.
+
+    Returns:
+        One of `RULES`, None for a fixed threshold; and the least sensitivity of that rule.
+    """
+    if name.startswith(SENSITIVITY):
+        return "sensitivity", float(name.removeprefix(SENSITIVITY).split()[0])
+    return ("youden" if name == YOUDEN else None), 0.0
 
 
 def fit_temperature(logits: Array, malignant: NDArray[np.bool_]) -> float:
@@ -186,7 +202,7 @@ def choose_band(
     Returns:
         Two probabilities, equally far from the threshold on the logit scale; (0, 1) if every answer is referred.
     """
-    distance = np.abs(_logit(probability) - _logit(np.array(threshold)))
+    distance = np.abs(logit(probability) - logit(np.array(threshold)))
     order = np.argsort(-distance, kind="stable")
     wrong = ((probability > threshold) != malignant)[order].cumsum()
     allowed = np.flatnonzero(wrong <= error_rate * np.arange(1, len(order) + 1))
@@ -196,7 +212,7 @@ def choose_band(
     if answered == 0:
         return 0.0, 1.0
     reach = (distance[order][answered] + distance[order][answered - 1]) / 2
-    centre = _logit(np.array(threshold))
+    centre = logit(np.array(threshold))
     return float(sigmoid(centre - reach)), float(sigmoid(centre + reach))
 
 
@@ -207,7 +223,8 @@ def _without_ties(distances: Array, allowed: NDArray[np.int64]) -> int:
     return int(possible[-1]) + 1 if len(possible) else 0
 
 
-def _logit(probability: Array) -> Array:
+def logit(probability: Array) -> Array:
+    """Return the logits of probabilities, of any shape, kept off 0 and 1 by 1e-12."""
     inside = np.clip(probability, 1e-12, 1 - 1e-12)
     return np.log(inside / (1 - inside))
 

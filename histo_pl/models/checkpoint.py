@@ -91,9 +91,10 @@ class TrainedModel:
 
     @property
     def trained_on(self) -> str:
-        """Name of the training data as every prediction states it, with the pretraining, and `UNFINISHED` if so."""
+        """Name of the training data as every prediction states it, with what came before and after it."""
         name, before = self.data["name"], self.data.get("pretrained_on")
         started = name if before is None else f"{name}, starting from {before}"
+        started += "".join(f", recalibrated on {one['name']}" for one in self.data.get("recalibrated_on", ()))
         return started if self.finished else f"{started} ({UNFINISHED})"
 
     def of_views(self) -> "TrainedModel":

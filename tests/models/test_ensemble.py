@@ -63,9 +63,7 @@ def test_a_shared_encoder_runs_once_and_changes_nothing(folds: Path, monkeypatch
     assert len(runs) == 1 + FOLDS
 
 
-def test_predict_and_evaluate_take_the_folder(
-    folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predict_and_evaluate_take_the_folder(folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tile = draw_image(tmp_path / "tile.png", size=(32, 32))
     assert predict(str(folds), str(tile), str(tmp_path / "out.csv")) == 0
     assert "spread" in capsys.readouterr().out

@@ -1,0 +1,116 @@
+"""Slope and offset of a model's logits for another laboratory, shrunk towards what they were."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histo_pl.data.splits import fold_groups
+from histo_pl.data.tile import Tile
+from histo_pl.evaluation.calibration import choose_threshold, logit, read_rule, sigmoid
+
+# Standard deviations of a normal prior of the offset and of the slope's logarithm: laboratories differ far more in how
+# they colour a slide, which moves all logits, than in how well it separates them. docs/recalibration.py measures them.
+OFFSET_DEVIATION = 1.0
+SLOPE_DEVIATION = 0.3
+STEPS = 50  # of Newton's method, which needs about 6
+HALF_WEIGHT = 20  # tiles of the rarer class at which a chosen threshold counts as much as the old one
+FOLDS = 10  # at most
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A line from a model's calibrated logits to those of another laboratory.
+
+    Attributes:
+        slope: Positive; 1: as it was.
+        offset: Added after it; 0: as it was.
+        threshold: A probability above it means malignant, in [0, 1].
+    """
+
+    slope: float
+    offset: float
+    threshold: float
+
+    def logits(self, logits: Array) -> Array:
+        """Move calibrated logits, of any shape."""
+        return self.slope * logits + self.offset
+
+
+def fit_shift(logits: Array, malignant: NDArray[np.bool_], threshold: float, rule: str) -> Shift:
+    """Find the most probable slope and offset (Platt 1999, with a normal prior), and the threshold.
+
+    Args:
+        logits: Calibrated, of labelled tiles, of shape (N,).
+        malignant: The truth, of shape (N,).
+        threshold: The model's, in [0, 1].
+        rule: The name of the rule that chose it. A fixed one is taken where both classes count alike, however many
+            tiles of each were labelled. Another is applied anew, and averaged with that on the logit scale by the
+            number of tiles and `HALF_WEIGHT`.
+
+    Returns:
+        The shift; its threshold is one of the probabilities as they are after it.
+    """
+    truth, counts = malignant.astype(np.float64), (int(malignant.sum()), int((~malignant).sum()))
+    slope, offset = _most_probable(logits, truth, np.ones(len(logits)))
+    if not all(counts):
+        return Shift(slope, offset, threshold)
+    even = 2 / (1 / counts[0] + 1 / counts[1])  # tiles of each class that tell as much of a difference between them
+    even_slope, even_offset = _most_probable(logits, truth, even / np.where(malignant, *counts))
+    boundary = slope * (logit(np.array(threshold)) - even_offset) / even_slope + offset
+    name, least = read_rule(rule)
+    if name is not None:
+        chosen = choose_threshold(name, least, sigmoid(slope * logits + offset), malignant)
+        weight = min(counts) / (min(counts) + HALF_WEIGHT)
+        boundary = weight * logit(np.array(chosen)) + (1 - weight) * boundary
+    return Shift(slope, offset, float(sigmoid(boundary)))
+
+
+def _most_probable(logits: Array, truth: Array, weights: Array) -> tuple[float, float]:
+    """Minimize the weighted log loss plus the prior's by Newton's method, its steps halved where they go too far."""
+    precision = np.array([SLOPE_DEVIATION**-2, OFFSET_DEVIATION**-2])
+
+    def loss(at: Array) -> float:
+        moved = np.exp(at[0]) * logits + at[1]
+        return float(weights @ (np.logaddexp(0, moved) - truth * moved) + (precision * at**2).sum() / 2)
+
+    at = np.zeros(2)
+    for _ in range(STEPS):
+        scaled = np.exp(at[0]) * logits
+        probability = sigmoid(scaled + at[1])
+        design = np.stack((scaled, np.ones_like(scaled)))
+        gradient = design @ (weights * (probability - truth)) + precision * at
+        hessian = (design * weights * probability * (1 - probability)) @ design.T + np.diag(precision)
+        step, size = np.linalg.solve(hessian, gradient), 1.0
+        while loss(at - size * step) > loss(at) and size > 1e-6:  # noqa: PLR2004
+            size /= 2
+        at = at - size * step
+        if np.abs(size * step).max() < 1e-9:  # noqa: PLR2004
+            break
+    return float(np.exp(at[0])), float(at[1])
+
+
+def cross_validate(
+    tiles: Sequence[Tile], malignant: NDArray[np.bool_], fit: Callable[[NDArray[np.bool_]], Shift], logits: Array
+) -> tuple[Array, Array]:
+    """Move each tile by a shift that was fitted without its case.
+
+    Args:
+        tiles: N labelled tiles, each class of at least two groups.
+        malignant: The truth, of shape (N,).
+        fit: Fits a shift on chosen tiles, of shape (N,).
+        logits: Calibrated, of shape (N,).
+
+    Returns:
+        The moved logits, and the threshold of each, of shape (N,).
+    """
+    groups = np.array([tile.group for tile in tiles])
+    folds = min(FOLDS, *(len(np.unique(groups[chosen])) for chosen in (malignant, ~malignant)))
+    moved, thresholds = logits.copy(), np.empty(len(tiles))
+    for fold in range(folds):
+        left_out = np.isin(groups, list(fold_groups(tiles, folds, fold, 0)))
+        shift = fit(~left_out)
+        moved[left_out], thresholds[left_out] = shift.logits(logits[left_out]), shift.threshold
+    return moved, thresholds

@@ -1,0 +1,271 @@
+"""Recalibration of a checkpoint on a few labelled tiles of another laboratory."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from histo_pl.data import HistologyDataModule
+from histo_pl.data.hashing import CaseHashes
+from histo_pl.data.tile import Tile
+from histo_pl.errors import UserError
+from histo_pl.evaluation.calibration import Decision, sigmoid
+from histo_pl.evaluation.metrics import NAMES
+from histo_pl.evaluation.platt import Shift, cross_validate, fit_shift
+from histo_pl.evaluation.predictions import Predictions, format_estimate
+from histo_pl.evaluation.results import predictions_of
+from histo_pl.inference import Predictor
+from histo_pl.models.checkpoint import TrainedModel, is_cross_validation, load_checkpoint, save_model
+from histo_pl.models.novelty import Novelty, features_of, logits_of
+
+LEAST_TILES = 3  # of each class
+CENTER_WEIGHT = 10  # tiles at which their mean counts as much as the old centre of novelty
+EXPECTED = ("balanced_accuracy", "sensitivity", "specificity", "auroc", "log_loss")
+HALVES = 20  # random halves of the tiles, to see what more of them bring
+WORTH = 0.02  # of the log loss: a smaller gain from twice the tiles is not worth labelling them
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled tiles of the new laboratory, as the model sees them.
+
+    Attributes:
+        tiles: N tiles that had no part in the training.
+        logits: Divided by the temperature, of shape (N,).
+        features: What novelty is judged by, of shape (N, width).
+        predictions: By the model as it is.
+        left_out: Number of tiles that had a part in the training.
+    """
+
+    tiles: list[Tile]
+    logits: NDArray[np.float64]
+    features: Tensor
+    predictions: Predictions
+    left_out: int
+
+
+def recalibrate(checkpoint: str | Path, out: str | Path, root: str | Path, **data_options: Any) -> str:  # noqa: ANN401
+    """Fit a checkpoint's probabilities, threshold and limit of novelty to another laboratory, and write a new one.
+
+    Args:
+        checkpoint: A best.ckpt, a run's folder, or `latest`.
+        out: The file to write, which must not exist.
+        root: Its folder of labelled tiles.
+        **data_options: Further arguments of the data module, such as `group_regex`.
+
+    Returns:
+        What to expect there, for people.
+
+    Raises:
+        UserError: The checkpoint, the data or the file is not as expected, or a class has fewer than three tiles.
+    """
+    out = Path(out)
+    _check_files(Path(checkpoint), out)
+    model = load_checkpoint(checkpoint)
+    data = HistologyDataModule(root, image_size=model.image_size, resize=model.resize, test_all=True, **data_options)
+    data.setup()
+    labelled = _look(model, data)
+    malignant = labelled.predictions.malignant
+
+    def fit(chosen: NDArray[np.bool_]) -> Shift:
+        return fit_shift(labelled.logits[chosen], malignant[chosen], model.threshold, model.rule)
+
+    shift = fit(np.ones(len(malignant), bool))
+    tiles, warning = _independent(labelled.tiles, malignant)
+    moved, thresholds = cross_validate(tiles, malignant, fit, labelled.logits)
+    after = replace(labelled.predictions, probability=sigmoid(moved), threshold=thresholds)
+    novelty = model.novelty and recenter(model.novelty, labelled.features)
+    summary = {"before": labelled.predictions.summary(), "after": after.summary()}
+    facts = {"name": data.name, "slope": shift.slope, "offset": shift.offset, **summary}
+    save_model(_recalibrated(model, data, labelled, shift, novelty, facts), out)
+    return "\n".join(
+        [
+            *_describe(model, data, labelled, shift, summary),
+            *([warning] if warning else []),
+            _describe_gain(labelled.logits, malignant, model, fit),
+            *_describe_novelty(model.novelty, novelty, labelled.features),
+            f"Written: {os.path.relpath(out)}",
+        ]
+    )
+
+
+def _check_files(checkpoint: Path, out: Path) -> None:
+    if is_cross_validation(checkpoint):
+        raise UserError(
+            f"The models of a cross-validation are recalibrated one by one. Expected a best.ckpt. "
+            f"Received: {checkpoint}"
+        )
+    if out.suffix != ".ckpt":
+        raise UserError(f"The file to write is a checkpoint. Expected a name that ends in .ckpt. Received: {out}")
+    if os.path.lexists(out):
+        raise UserError(f"The file to write exists already. Expected a new name. Received: {out}")
+    if not out.parent.is_dir():
+        raise UserError(f"The folder of the file to write does not exist. Expected one that does. Received: {out}")
+
+
+@torch.inference_mode()
+def _look(model: TrainedModel, data: HistologyDataModule) -> Labelled:
+    """Compute logits and features of all labelled tiles that had no part in the training."""
+    network = Predictor(model).network
+    logits: dict[str, float] = {}
+    features: dict[str, Tensor] = {}
+    for batch in tqdm(data.test_dataloader(), desc="Looking", unit="batch"):
+        images = batch["image"].to(next(network.parameters()).device)
+        of_batch = features_of(network, images)
+        logits |= zip(batch["path"], logits_of(network, images, of_batch).tolist(), strict=True)
+        features |= zip(batch["path"], of_batch.cpu(), strict=True)
+    seen = {path for path in logits if data.hashes[path] in model.training_hashes}
+    new = {path: logit for path, logit in logits.items() if path not in seen}
+    decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
+    predictions = predictions_of(data, "test", new, decision)
+    _check_counts(predictions, len(seen), data)
+    by_path = {tile.path: tile for tile in data.tiles}
+    paths = predictions.path.tolist()
+    calibrated = np.array([new[path] for path in paths]) / model.temperature
+    if not np.isfinite(calibrated).all():
+        raise UserError("The model's answers are no numbers: its weights have diverged. Expected another checkpoint.")
+    rows = torch.stack([features[path] for path in paths])
+    return Labelled([by_path[path] for path in paths], calibrated, rows, predictions, len(seen))
+
+
+def _check_counts(predictions: Predictions, seen: int, data: HistologyDataModule) -> None:
+    malignant = int(predictions.malignant.sum())
+    benign = len(predictions) - malignant
+    if min(malignant, benign) < LEAST_TILES:
+        but = f" that had no part in the training ({seen} had)" if seen else ""
+        raise UserError(
+            f"Too few labelled tiles to fit a model to. Expected at least {LEAST_TILES} of each class{but}. "
+            f"Received: {malignant} malignant and {benign} benign in {data.root}"
+        )
+
+
+def _independent(tiles: list[Tile], malignant: NDArray[np.bool_]) -> tuple[list[Tile], str | None]:
+    """Return the tiles with the groups of the cross-validation, and a warning where these are the tiles themselves."""
+    groups = np.array([tile.group for tile in tiles])
+    if min(len(np.unique(groups[chosen])) for chosen in (malignant, ~malignant)) > 1:
+        known = all(tile.case for tile in tiles)
+        return tiles, None if known else "The cases are unknown (data.group_regex): expect less than these figures say."
+    return (
+        [replace(tile, case="", joined_group="") for tile in tiles],
+        "A class has a single case: the figures after are of tiles whose case had a part, and too good.",
+    )
+
+
+def recenter(novelty: Novelty, features: Tensor) -> Novelty:
+    """Move the centre of novelty towards tiles of another laboratory, and let the limit hold for these too.
+
+    The distance of each tile is taken to a centre that was moved without it. The limit never sinks.
+
+    Args:
+        novelty: The model of the training tiles.
+        features: Of the new tiles, of shape (N, width), N at least 2.
+
+    Returns:
+        The new model; `validated` counts the new tiles.
+    """
+    features, count = features.float(), len(features)
+    others = (features.sum(0) - features) / (count - 1)
+    weight = (count - 1) / (count - 1 + CENTER_WEIGHT)
+    centers = novelty.center + weight * (others - novelty.center)
+    distances = novelty.distance(features - centers + novelty.center)
+    own = novelty.with_limit(distances, novelty.false_alarm)
+    full = count / (count + CENTER_WEIGHT)
+    center = novelty.center + full * (features.mean(0) - novelty.center)
+    return Novelty(center, novelty.whitening, max(own.limit, novelty.limit), novelty.false_alarm, count)
+
+
+def _recalibrated(
+    model: TrainedModel,
+    data: HistologyDataModule,
+    labelled: Labelled,
+    shift: Shift,
+    novelty: Novelty | None,
+    facts: Mapping[str, Any],
+) -> TrainedModel:
+    """Put the slope into the temperature and the offset into the last layer's bias, so that nothing else must know."""
+    temperature = model.temperature / shift.slope
+    add_to_logits(model.network, shift.offset * temperature)
+    known = model.training_cases
+    if data.has_cases:
+        cases = CaseHashes.of({tile.case: "val" for tile in labelled.tiles}, data.summary()["split"])
+        known = [*known, asdict(cases)]
+    hashes = {data.hashes[tile.path]: "val" for tile in labelled.tiles}
+    return replace(
+        model,
+        temperature=temperature,
+        threshold=shift.threshold,
+        decision_tta={},
+        novelty=novelty,
+        training_hashes=model.training_hashes | hashes,
+        training_cases=known,
+        data=model.data | {"recalibrated_on": [*model.data.get("recalibrated_on", []), dict(facts)]},
+    )
+
+
+def add_to_logits(network: nn.Module, amount: float) -> None:
+    """Add a number to all logits of a network, by the bias of its last layer."""
+    *_, last = (module for module in network.modules() if isinstance(module, nn.Linear) and module.out_features == 1)
+    with torch.no_grad():
+        last.bias.add_(amount)
+
+
+def _describe(
+    model: TrainedModel,
+    data: HistologyDataModule,
+    labelled: Labelled,
+    shift: Shift,
+    summary: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    before, after = summary["before"], summary["after"]
+    cases = "" if after["cases"] is None else f", {after['cases']} cases"
+    left_out = f" ({labelled.left_out} that had a part in the training are left out)" if labelled.left_out else ""
+    lines = [
+        f"{model.trained_on}, on {data.name}: {after['tiles']} tiles, {after['malignant']} malignant{cases}{left_out}",
+        f"Slope {shift.slope:.3f} and offset {shift.offset:+.3f} of the logit; malignant above {shift.threshold:.4g}, "
+        f"before {model.threshold:.4g} ({model.rule}).",
+        "",
+        f"  {'':18} {'before':24} after, cross-validated",
+    ]
+    lines += [
+        f"  {NAMES[name]:18} {format_estimate(before, name) or 'undefined':24} "
+        f"{format_estimate(after, name) or 'undefined'}"
+        for name in EXPECTED
+    ]
+    share = after["malignant"] / after["tiles"]
+    return [
+        *lines,
+        f"In brackets: 95% intervals over the {after['units']} {after['intervals_over']}; four times as many would "
+        f"halve them.",
+        f"The probabilities hold where {share:.0%} of the tiles are malignant, as here.",
+    ]
+
+
+def _describe_gain(logits: NDArray[np.float64], malignant: NDArray[np.bool_], model: TrainedModel, fit: Any) -> str:  # noqa: ANN401
+    """Compare fits on random halves with those on nine tenths, all judged on tiles that they have not seen."""
+    generator = np.random.default_rng(0)
+    losses: dict[float, list[float]] = {0.45: [], 0.9: []}
+    for _ in range(HALVES):
+        order = generator.permutation(len(malignant)) / len(malignant)
+        judged = order >= max(losses)
+        for share in losses:
+            moved = fit(order < share).logits(logits[judged])
+            losses[share] += np.logaddexp(0, np.where(malignant[judged], -moved, moved)).tolist()
+    half, most = (float(np.mean(found)) for found in losses.values())
+    gain = (half - most) / half
+    told = "more labelled tiles would still improve it" if gain > WORTH else "more would hardly change it"
+    return f"The fit: a log loss of {half:.3f} with half of the tiles, {most:.3f} with nine tenths; {told}."
+
+
+def _describe_novelty(old: Novelty | None, new: Novelty | None, features: Tensor) -> list[str]:
+    if old is None or new is None:
+        return ["The checkpoint cannot tell tiles unlike those of its training, and the new one cannot either."]
+    before, after = (float((one.cpu()(features) > 1).float().mean()) for one in (old, new))
+    least = "" if new.is_guaranteed else f"; a share of {new.false_alarm:.1%} is not guaranteed by so few tiles"
+    return [f"Unlike training: {before:.1%} of these tiles before, {after:.1%} now{least}."]

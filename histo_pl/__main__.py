@@ -48,6 +48,16 @@ class do no harm. What to expect there is printed, cross-validated by case, and 
 
 Take the tiles at random from what the model will see: the probabilities hold for their share of malignant ones."""
 
+ROBUSTNESS = """\
+Ask a checkpoint about tiles that it has not seen, as they are and altered by growing strengths: other stains,
+magnifications, gamma, white balance, blur and compression; and by each further fact, such as the scanner.
+
+  python -m histo_pl robustness latest tiles data.group_regex='patient\\d+'
+  python -m histo_pl robustness multirun/DAY/TIME tiles data.columns.scanner='scan-(\\w+)'
+
+Of a cross-validation each tile is answered by the models that have not seen it. Writes robustness.csv, robustness.png
+and, with data.columns, columns.csv."""
+
 BENCHMARK = """\
 Measure this machine: reading tiles with each cache, a training step and its share of what the device can do, whole
 epochs, prediction, and the time to start. It draws its own tiles and leaves nothing behind. At 512 pixels it takes ten
@@ -86,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_benchmark(commands)
     _add_convert(commands)
     _add_recalibrate(commands)
+    _add_robustness(commands)
     _add_summarize(commands)
     return parser
 
@@ -150,6 +161,25 @@ def _recalibrate(data: Sequence[str], **options: Any) -> str:  # noqa: ANN401
 
     root, data_options = folder_and_options(data)
     return recalibrate(**options, root=root, **data_options)
+
+
+def _add_robustness(commands: Any) -> None:  # noqa: ANN401
+    parser = _add(commands, "robustness", "results on altered tiles, and by scanner or site", ROBUSTNESS, _robustness)
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", help="a best.ckpt, a run's or a cross-validation's folder, latest"
+    )
+    help_text = "a folder of labelled tiles, and keys of conf/data, such as data.columns.scanner='scan-(\\w+)'"
+    parser.add_argument("data", nargs="+", metavar="DIR", help=help_text)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: robustness/DAY/TIME)")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
+
+
+def _robustness(data: Sequence[str], **options: Any) -> str:  # noqa: ANN401
+    from histo_pl.cli.data_options import folder_and_options
+    from histo_pl.evaluation.robustness import robustness
+
+    root, data_options = folder_and_options(data)
+    return robustness(root=root, **options, **data_options)
 
 
 def _add_summarize(commands: Any) -> None:  # noqa: ANN401

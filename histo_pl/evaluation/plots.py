@@ -206,6 +206,29 @@ def plot_novelty(splits: Mapping[str, NDArray[np.float64]]) -> Figure:
     return figure
 
 
+def plot_robustness(metrics: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Draw metrics over the strength of alterations.
+
+    Args:
+        metrics: For each metric's name its values by the kind of alteration, from none to the strongest.
+
+    Returns:
+        A figure of 1650 by 675 pixels, with a line a kind.
+    """
+    figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
+    for axes, (name, kinds) in zip(figure.subplots(1, len(metrics)), metrics.items(), strict=True):
+        for number, (kind, values) in enumerate(kinds.items()):
+            style = {"linestyle": ("-", "--")[number % 2], "color": f"C{number // 2}", "label": kind}
+            axes.plot(range(len(values)), values, marker="o", markersize=3, linewidth=1.5, **style)
+        axes.set(ylim=(-0.02, 1.02), xlabel="strength (steps of robustness.csv)")
+        axes.set_title(name, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _tidy(axes)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
+    return figure
+
+
 def plot_folds(values: Mapping[str, Sequence[float | None]], pooled: Mapping[str, Sequence[float | None]]) -> Figure:
     """Draw every run's value of some metrics, and the pooled value with its interval.
 

@@ -24,6 +24,8 @@ ROOMS: dict[str, set[str]] = {  # beside the ground modules
 }
 RUN: dict[str, set[str]] = {
     "evaluation/run.py": {"data", "evaluation", "inference", "models"},
+    "evaluation/recalibrate.py": {"data", "evaluation", "inference", "models"},
+    "evaluation/robustness.py": {"data", "evaluation", "inference", "models"},
     "evaluation/seen.py": {"data", "models"},
 }
 HEAVY = {  # packages that a room does not know

@@ -16,7 +16,7 @@ from histo_pl.cli.command_line import quote_literals
 from histo_pl.inference.run import predict
 from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image, evaluate, train
 
-PAGES = ("README.md", "docs/pretrained.md", "docs/running.md", "docs/speed.md")
+PAGES = ("README.md", "docs/limits.md", "docs/pretrained.md", "docs/running.md", "docs/speed.md")
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
@@ -127,6 +127,26 @@ def test_convert_commands(trained: Path, tmp_path: Path) -> None:
     assert predict(str(tmp_path / there[2]), str(draw_image(tmp_path / "tile.png"))) == 0
 
 
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.startswith(("python -m histo_pl recal", "python -m histo_pl robust"))]
+)
+def test_recalibrate_and_robustness_commands(
+    command: str, trained: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {"latest": str(trained), "multirun/DAY/TIME": str(trained), "tiles": str(tiles)}
+    arguments = [own.get(argument, argument) for argument in shlex.split(command, comments=True)[3:]]
+    main(arguments)
+    assert (tmp_path / "theirs.ckpt").exists() or next(tmp_path.glob("robustness/*/*/robustness.csv"))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python docs/")])
+def test_scripts_behind_the_figures(command: str) -> None:
+    script = ROOT / shlex.split(command)[1]
+    told = subprocess.run([sys.executable, script, "--help"], check=True, capture_output=True, text=True).stdout
+    assert "TILES" in told
+
+
 def test_benchmark_command() -> None:
     """It takes minutes: test_benchmark runs a small one. Here, that the README spells it rightly."""
     (command,) = (c for c in COMMANDS if c.startswith("python -m histo_pl benchmark"))
@@ -146,6 +166,9 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
         "python -m histo_pl audit",
         "python -m histo_pl benchmark",
         "python -m histo_pl convert",
+        "python -m histo_pl recalibrate",
+        "python -m histo_pl robustness",
+        "python docs/novelty.py",
         "python -m histo_pl summarize",
         "python -m venv",
         "pip install -e",

@@ -21,7 +21,6 @@ from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate, referral
 from histo_pl.evaluation.report import Report, figures
-from histo_pl.models.novelty import Novelty
 from histo_pl.probability import label_of
 from histo_pl.storage import atomic_write_text
 
@@ -134,13 +133,6 @@ def describe_refused(novelty: Mapping[str, Any]) -> str:
             f"{novelty['false_alarm']:.1%}: that takes {math.ceil(1 / novelty['false_alarm']) - 1}"
         )
     return f"{told}."
-
-
-def describe_limit(novelty: Novelty | None) -> dict[str, Any]:
-    """Describe the limit of novelty in plain values; empty without one."""
-    if novelty is None:
-        return {}
-    return {name: getattr(novelty, name) for name in ("limit", "false_alarm", "validated", "is_guaranteed")}
 
 
 def predict_from_color(data: HistologyDataModule, predictions: Mapping[Split, Predictions]) -> dict[Split, Predictions]:

@@ -18,7 +18,6 @@ from histo_pl.evaluation.report import Report
 from histo_pl.evaluation.results import (
     caveats,
     compute_results,
-    describe_limit,
     log_results,
     predictions_of,
     write_predictions,
@@ -95,7 +94,8 @@ def evaluate(
     seen = seen_tiles.summary(tested, seen_cases)
     rule = CaseRule(**model.case_rule)
     results = compute_results(unseen, decision, rule)
-    results["novelty"] = results["novelty"] and results["novelty"] | describe_limit(model.novelty)
+    if model.novelty is not None:
+        results["novelty"] |= model.novelty.describe_limit()
     results |= {
         "seen": seen,
         "warnings": [

@@ -107,6 +107,10 @@ class Novelty(nn.Module):
         """Compute the novelty, (B,), of features (B, width): above 1 a tile is unlike those of the training."""
         return self.distance(features) / self.limit
 
+    def describe_limit(self) -> dict[str, Any]:
+        """Return limit, false_alarm, validated and is_guaranteed, as results.json carries them."""
+        return {name: getattr(self, name) for name in ("limit", "false_alarm", "validated", "is_guaranteed")}
+
     def metadata(self) -> dict[str, Any]:
         """Return the arguments that make the same model, as a checkpoint keeps them."""
         names = ("center", "whitening", "limit", "false_alarm", "validated")

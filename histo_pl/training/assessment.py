@@ -13,7 +13,7 @@ from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration, Decision
 from histo_pl.evaluation.cases import CaseRule, by_case, summarize_cases
 from histo_pl.evaluation.predictions import Predictions
-from histo_pl.evaluation.results import compute_results, describe_limit, predict_from_color, predictions_of
+from histo_pl.evaluation.results import compute_results, predict_from_color, predictions_of
 from histo_pl.models.novelty import Novelty, NoveltyRule
 from histo_pl.training.answers import Answers, ByPath
 
@@ -57,7 +57,8 @@ class Assessment:
         """Compute the results, see `results.compute_results`, with those of the baseline."""
         found = compute_results(self.predictions[self.reported], self.decision, self.rule, self.reported)
         found["decision_tta"] = self.decision_tta and asdict(self.decision_tta)
-        found["novelty"] = found["novelty"] and found["novelty"] | describe_limit(self.novelty)
+        if self.novelty is not None:
+            found["novelty"] |= self.novelty.describe_limit()
         if self.baseline is None:
             return found | {"colour_only": None, "colour_only_by_case": None}
         rule = CaseRule(self.rule.truth, self.rule.score).fit(self.baseline["val"], self.calibration)

@@ -142,8 +142,10 @@ def test_an_old_checkpoint_predicts_and_says_that_it_cannot_tell(
 def test_an_evaluation_counts_the_refused_and_gives_the_others_results(trained: Path, tmp_path: Path) -> None:
     model = load_checkpoint(trained)
     assert model.novelty is not None
-    distances = torch.tensor([0.0, 1.0]) * model.novelty.limit
-    strict = replace(model, novelty=model.novelty.with_limit(distances * 0.75, 0.5))
+    with (trained / "predictions.csv").open() as stream:
+        novelty = [float(row["novelty"]) for row in csv.DictReader(stream) if row["split"] == "test"]
+    middle = torch.tensor([np.median(novelty) * model.novelty.limit])
+    strict = replace(model, novelty=model.novelty.with_limit(middle, 0.5))
     save_model(strict, tmp_path / "strict.ckpt")
     root = json.loads((trained / "results.json").read_text())["data"]["root"]
     results = evaluate(tmp_path / "strict.ckpt", root, run_dir=tmp_path / "run", group_regex="(case\\d+)")

@@ -26,6 +26,7 @@ RUN_FILES = {
     "confusion.png",
     "curves.png",
     "histogram.png",
+    "novelty.png",
     "last.ckpt",
     "metrics.csv",
     "precision_recall.png",

@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and would wa
     os.environ["OMP_NUM_THREADS"] = "1"
 if "HISTO_PL_START_METHOD" in os.environ:  # tests/test_jobs.py
     multiprocessing.set_start_method(os.environ["HISTO_PL_START_METHOD"], force=True)
+os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # a GPU is taken by itself otherwise
 os.environ["KERAS_BACKEND"] = "torch"  # TensorFlow and PyTorch cannot live in one process
 
 ROOT = Path(__file__).parents[1]

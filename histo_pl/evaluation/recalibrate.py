@@ -21,6 +21,7 @@ from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.platt import Shift, cross_validate, fit_shift
 from histo_pl.evaluation.predictions import Predictions, format_estimate
 from histo_pl.evaluation.results import predictions_of
+from histo_pl.hardware import full_precision
 from histo_pl.inference import Predictor
 from histo_pl.models.checkpoint import TrainedModel, is_cross_validation, load_checkpoint, save_model
 from histo_pl.models.novelty import Novelty, features_of, logits_of
@@ -113,14 +114,18 @@ def _check_files(checkpoint: Path, out: Path) -> None:
 @torch.inference_mode()
 def _look(model: TrainedModel, data: HistologyDataModule) -> Labelled:
     """Compute logits and features of all labelled tiles that had no part in the training."""
-    network = Predictor(model).network
+    network: Any = Predictor(model).network
     logits: dict[str, float] = {}
     features: dict[str, Tensor] = {}
     for batch in tqdm(data.test_dataloader(), desc="Looking", unit="batch"):
         images = batch["image"].to(next(network.parameters()).device)
-        of_batch = features_of(network, images)
-        logits |= zip(batch["path"], logits_of(network, images, of_batch).tolist(), strict=True)
+        with full_precision():
+            of_batch = features_of(network, images)
+            logits |= zip(batch["path"], logits_of(network, images, of_batch).tolist(), strict=True)
         features |= zip(batch["path"], of_batch.cpu(), strict=True)
+    network.cpu()
+    if model.novelty is not None:
+        model.novelty.cpu()
     seen = {path for path in logits if data.hashes[path] in model.training_hashes}
     new = {path: logit for path, logit in logits.items() if path not in seen}
     decision = Decision(model.temperature, model.threshold, model.rule, model.refer)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from histo_pl.appearance import LEAST_TISSUE, is_grey, sample_pixels, tissue_share
 from histo_pl.errors import ImageError, UserError
-from histo_pl.hardware import usable_cores
+from histo_pl.hardware import full_precision, usable_cores
 from histo_pl.images import read_tile
 from histo_pl.inference.files import find_images
 from histo_pl.models.checkpoint import TrainedModel
@@ -126,10 +126,11 @@ class Predictor:
         """
         self._check(images)
         images = images.to(self.device)
-        folds, novelty = self._ask(images)
-        if self.tta:
-            turned = [self._ask(view)[0] for view in dihedral_views(images)[1:]]
-            folds = torch.stack((folds, *turned)).mean(0)
+        with full_precision():
+            folds, novelty = self._ask(images)
+            if self.tta:
+                turned = [self._ask(view)[0] for view in dihedral_views(images)[1:]]
+                folds = torch.stack((folds, *turned)).mean(0)
         return Answers(folds.cpu(), None if novelty is None else novelty.cpu())
 
     def logits(self, images: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration
 from histo_pl.evaluation.cases import CaseRule
 from histo_pl.evaluation.results import without_nan
-from histo_pl.hardware import keep_freed_memory
+from histo_pl.hardware import keep_freed_memory, set_float32_precision
 from histo_pl.images import RESIZE
 from histo_pl.models.checkpoint import save_checkpoint, update_metadata
 from histo_pl.models.novelty import NoveltyRule
@@ -77,7 +77,7 @@ class Arithmetic:
     Attributes:
         channels_last: Keep an image's channels side by side in memory.
         compile: Let torch.compile write the network's kernels.
-        matmul_precision: Of float32 products on a GPU, one of `MATMUL_PRECISIONS`.
+        matmul_precision: Of float32 products and convolutions on a GPU, one of `MATMUL_PRECISIONS`.
         keep_freed_memory: Keep freed memory for the next tensor, see `hardware.keep_freed_memory`.
     """
 
@@ -251,7 +251,7 @@ def _pos_weight(wanted: float | str | None, counts: Mapping[str, int], balanced:
 
 
 def _set_arithmetic(arithmetic: Arithmetic, network: nn.Module) -> None:
-    torch.set_float32_matmul_precision(arithmetic.matmul_precision)
+    set_float32_precision(arithmetic.matmul_precision)
     if arithmetic.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if arithmetic.compile:

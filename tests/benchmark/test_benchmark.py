@@ -81,6 +81,12 @@ def test_the_whole_job_is_run_on_a_processor_too() -> None:
     assert re.search(r"[\d.]+ times the tiles a second", said)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "told"), [("gpu.py", "fine"), ("gpu_inputs.py", "predict.py, start included")])
+def test_a_gpus_scripts_are_run_on_a_processor_too(script: str, told: str) -> None:
+    assert told in run_script(script, "--try")
+
+
 def test_the_scripts_are_where_the_page_says() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for script in re.findall(r"docs/benchmarks/\w+\.py", page):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from histo_pl.benchmark import alternate, table
-from histo_pl.benchmark.limits import wait_for_device
+from histo_pl.benchmark.limits import seconds_of
 from histo_pl.benchmark.notebook import notebook_model_config
 from histo_pl.benchmark.run import describe_machine, draw_tiles
 from histo_pl.inference.files import find_images
@@ -162,16 +162,6 @@ def make_step(
         return loss.detach()
 
     return step
-
-
-def seconds_of(work: Callable[[], object], times: int = 1) -> float:
-    """Return the seconds that each repetition takes."""
-    wait_for_device()
-    started = time.perf_counter()
-    for _ in range(times):
-        work()
-    wait_for_device()
-    return (time.perf_counter() - started) / times
 
 
 def steps(scale: Scale) -> Iterator[str]:

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from histo_pl.benchmark import alternate, table
-from histo_pl.benchmark.limits import wait_for_device
+from histo_pl.benchmark.limits import seconds_of
 from histo_pl.benchmark.notebook import untrained_model
 from histo_pl.benchmark.run import REPOSITORY, describe_machine, draw_tiles
 from histo_pl.hardware import usable_cores
@@ -54,16 +53,6 @@ class Scale:
 
 
 TRIAL = Scale(predicted=((32, 40),), side=32, decoded=40, rounds=1)
-
-
-def seconds_of(work: Callable[[], object], times: int = 1) -> float:
-    """Return the seconds that each repetition takes."""
-    wait_for_device()
-    started = time.perf_counter()
-    for _ in range(times):
-        work()
-    wait_for_device()
-    return (time.perf_counter() - started) / times
 
 
 def prediction(scale: Scale) -> Iterator[str]:

@@ -85,12 +85,23 @@ def wait_for_device() -> None:
         torch.cuda.synchronize()
 
 
-def _least_seconds(work: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(REPETITIONS + 1):
-        wait_for_device()
-        started = time.perf_counter()
+def seconds_of(work: Callable[[], object], times: int = 1) -> float:
+    """Measure work on a GPU or a processor.
+
+    Args:
+        work: The work.
+        times: How often it is done, without a pause.
+
+    Returns:
+        The seconds that each repetition takes.
+    """
+    wait_for_device()
+    started = time.perf_counter()
+    for _ in range(times):
         work()
-        wait_for_device()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    wait_for_device()
+    return (time.perf_counter() - started) / times
+
+
+def _least_seconds(work: Callable[[], object]) -> float:
+    return min(seconds_of(work) for _ in range(REPETITIONS + 1))

@@ -69,12 +69,7 @@ def evaluate(
     Raises:
         UserError: The checkpoint, the data or an argument is not as expected.
     """
-    if split not in ("test", "all"):
-        raise UserError(f"split is not as expected. Expected test or all. Received: {split}")
-    if seen_cases not in (KEEP, SKIP):
-        raise UserError(f"seen_cases is not as expected. Expected {KEEP} or {SKIP}. Received: {seen_cases}")
-    if run_dir is not None:
-        refuse_results(Path(run_dir), ("results.json", "predictions.csv", "report.html"), "run_dir")
+    _check(split, seen_cases, run_dir)
     file = find_checkpoint(str(checkpoint))
     model = load_model(file)
     options = {"image_size": model.image_size, "resize": model.resize, "test_all": split == "all"} | data_options
@@ -93,10 +88,7 @@ def evaluate(
     unseen = tested.take(seen_tiles.unseen(seen_cases))
     seen = seen_tiles.summary(tested, seen_cases)
     rule = CaseRule(**model.case_rule)
-    results = compute_results(unseen, decision, rule)
-    if model.novelty is not None:
-        results["novelty"] |= model.novelty.describe_limit()
-    results |= {
+    results = _results(unseen, decision, rule, model) | {
         "seen": seen,
         "warnings": [
             *_doubts(model, predictor, tta),
@@ -114,6 +106,15 @@ def evaluate(
     write_report(folder, _report(data, model, unseen, rule, results, settings))
     _log(results, partly_seen=len(unseen) < len(tested))
     return results
+
+
+def _check(split: str, seen_cases: str, run_dir: str | Path | None) -> None:
+    if split not in ("test", "all"):
+        raise UserError(f"split is not as expected. Expected test or all. Received: {split}")
+    if seen_cases not in (KEEP, SKIP):
+        raise UserError(f"seen_cases is not as expected. Expected {KEEP} or {SKIP}. Received: {seen_cases}")
+    if run_dir is not None:
+        refuse_results(Path(run_dir), ("results.json", "predictions.csv", "report.html"), "run_dir")
 
 
 def _announce(file: Path, model: TrainedModel, data: HistologyDataModule, tta: bool) -> None:
@@ -141,6 +142,13 @@ def _ask(predictor: Predictor, data: HistologyDataModule) -> tuple[dict[str, flo
         if answers.novelty is not None:
             novelty |= zip(batch["path"], answers.novelty.tolist(), strict=True)
     return logits, novelty
+
+
+def _results(unseen: Predictions, decision: Decision, rule: CaseRule, model: TrainedModel) -> dict[str, Any]:
+    results = compute_results(unseen, decision, rule)
+    if model.novelty is not None and results["novelty"]:
+        results["novelty"] |= model.novelty.describe_limit()
+    return results
 
 
 def _report(

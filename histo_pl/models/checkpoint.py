@@ -35,6 +35,10 @@ CANNOT_TELL = (
 UNFINISHED = "not finished: not calibrated, not tested"
 PREFIX = "network."  # of the weights' names: Lightning prepends the name of TileClassifier's attribute
 REQUIRED = ("network", "image_size", "data")  # metadata without which there is no prediction
+AS_THEY_ARE = (  # metadata that are attributes of `TrainedModel` too
+    *("image_size", "resize", "threshold", "temperature", "data", "rule", "training_hashes"),
+    *("decision_tta", "training_cases", "case_rule"),
+)
 DEFAULTS: Mapping[str, Any] = {  # of metadata that an older checkpoint may lack
     "resize": RESIZE,
     "threshold": 0.5,
@@ -128,21 +132,7 @@ def load_checkpoint(path: str | Path) -> TrainedModel:
         model_config=metadata["network"],
         refer=metadata["refer"] and tuple(metadata["refer"]),
         novelty=novelty_from(metadata["novelty"]),
-        **{
-            name: metadata[name]
-            for name in (
-                "image_size",
-                "resize",
-                "threshold",
-                "temperature",
-                "data",
-                "rule",
-                "training_hashes",
-                "decision_tta",
-                "training_cases",
-                "case_rule",
-            )
-        },
+        **{name: metadata[name] for name in AS_THEY_ARE},
         finished=_is_finished(contents),
     )
 
@@ -238,18 +228,9 @@ def save_model(model: TrainedModel, path: Path) -> None:
     """
     metadata = {
         "network": model.model_config,
-        "image_size": model.image_size,
+        **{name: getattr(model, name) for name in AS_THEY_ARE},
         "classes": [model.data["negative_class"], model.data["positive_class"]],
-        "data": model.data,
-        "resize": model.resize,
-        "threshold": model.threshold,
-        "temperature": model.temperature,
-        "rule": model.rule,
         "refer": model.refer and list(model.refer),
-        "training_hashes": model.training_hashes,
-        "decision_tta": model.decision_tta,
-        "training_cases": model.training_cases,
-        "case_rule": model.case_rule,
         "novelty": model.novelty and model.novelty.metadata(),
         "finished": model.finished,
         "format_version": FORMAT_VERSION,

@@ -57,7 +57,7 @@ class Assessment:
         """Compute the results, see `results.compute_results`, with those of the baseline."""
         found = compute_results(self.predictions[self.reported], self.decision, self.rule, self.reported)
         found["decision_tta"] = self.decision_tta and asdict(self.decision_tta)
-        if self.novelty is not None:
+        if self.novelty is not None and found["novelty"]:
             found["novelty"] |= self.novelty.describe_limit()
         if self.baseline is None:
             return found | {"colour_only": None, "colour_only_by_case": None}

@@ -28,7 +28,7 @@ from histo_pl.images import RESIZE
 from histo_pl.models.checkpoint import save_checkpoint, update_metadata
 from histo_pl.models.novelty import NoveltyRule
 from histo_pl.storage import atomic_write_text
-from histo_pl.training.answers import answers_of_features, answers_of_network, logits_of_views
+from histo_pl.training.answers import Answers, answers_of_features, answers_of_network, logits_of_views
 from histo_pl.training.assessment import assess, check_case_rule
 from histo_pl.training.callbacks import BestCheckpoint, CollapseWarning, EpochSeeding, History
 from histo_pl.training.features import Features
@@ -144,17 +144,10 @@ def run_training(
     _set_arithmetic(arithmetic, classifier.network)
     history = History()
     trainer = make_trainer([history, CollapseWarning(), EpochSeeding(seed)])
-    wanted = {"wants_novelty": novelty_rule is not None}
     run = _Run(trainer, classifier, data, history, _best_checkpoint(trainer))
     _check_epochs(trainer, initial)
     with report_interruption(run_dir, trainer, command_line), _open_folder(run_dir, settings, resume, data, trainer):
-        if optimization.probe is None:
-            _train_epochs(run, resume)
-            checkpoint = str(run.best.best_model_path)
-            answers, features = answers_of_network(trainer, classifier, data, checkpoint, **wanted), None
-        else:
-            features = _fit_linear_probe(run, optimization.probe, initial)
-            answers = answers_of_features(features, data, classifier, **wanted)
+        answers, features = _train(run, optimization.probe, initial, resume, wants_novelty=novelty_rule is not None)
         logits_tta = logits_of_views(trainer, classifier, data) if calibration.tta else None
         assessed = assess(
             data, answers, logits_tta, calibration, case_rule, novelty_rule, color_baseline=color_baseline
@@ -177,6 +170,18 @@ class _Run:
     data: HistologyDataModule
     history: History
     best: BestCheckpoint
+
+
+def _train(
+    run: _Run, probe: LinearProbe | None, initial: InitialWeights, resume: str | None, *, wants_novelty: bool
+) -> tuple[Answers, Features | None]:
+    """Train, and ask the best weights about all tiles; return the features too, where the encoder is frozen."""
+    if probe is None:
+        _train_epochs(run, resume)
+        best = str(run.best.best_model_path)
+        return answers_of_network(run.trainer, run.classifier, run.data, best, wants_novelty=wants_novelty), None
+    features = _fit_linear_probe(run, probe, initial)
+    return answers_of_features(features, run.data, run.classifier, wants_novelty=wants_novelty), features
 
 
 def _prepare_process(arithmetic: Arithmetic, seed: int) -> None:

@@ -135,7 +135,9 @@ def write_outputs(
         epochs=history.epochs,
         settings=settings,
         novelty={
-            NAMES_OF_SPLITS[split]: np.array(list(of.values())) for split, of in assessed.novelty_by_split.items()
+            NAMES_OF_SPLITS[split]: np.array(list(assessed.novelty_by_split[split].values()))
+            for split in SPLITS
+            if split in assessed.novelty_by_split
         },
     )
     write_report(folder, report)

@@ -179,9 +179,9 @@ def _ask(
 
 def _gather(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """Join the rows of this process and of all others, in an order that does not depend on their number."""
-    shares: list[Any] = [rows]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shares = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shares, rows)
-    joined = {path: row for share in shares for path, row in share.items()}
-    return dict(sorted(joined.items()))
+        shares: list[Any] = [None] * torch.distributed.get_world_size()
+        own = (list(rows), _stack(rows) if rows else ())  # one tensor: a row alone is sent with the whole of its batch
+        torch.distributed.all_gather_object(shares, own)
+        rows = {path: row for paths, of_paths in shares for path, row in zip(paths, of_paths, strict=True)}
+    return dict(sorted(rows.items()))

@@ -53,7 +53,7 @@ Ask a checkpoint about tiles that it has not seen, as they are and altered by gr
 magnifications, gamma, white balance, blur and compression; and by each further fact, such as the scanner.
 
   python -m histo_pl robustness latest tiles data.group_regex='patient\\d+'
-  python -m histo_pl robustness multirun/DAY/TIME tiles data.columns.scanner='scan-(\\w+)'
+  python -m histo_pl robustness multirun/DAY/TIME tiles data.columns.scanner='scan-([a-z]+)'
 
 Of a cross-validation each tile is answered by the models that have not seen it. Writes robustness.csv, robustness.png
 and, with data.columns, columns.csv."""
@@ -168,7 +168,7 @@ def _add_robustness(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument(
         "checkpoint", metavar="CKPT", help="a best.ckpt, a run's or a cross-validation's folder, latest"
     )
-    help_text = "a folder of labelled tiles, and keys of conf/data, such as data.columns.scanner='scan-(\\w+)'"
+    help_text = "a folder of labelled tiles, and keys of conf/data, such as data.columns.scanner='scan-([a-z]+)'"
     parser.add_argument("data", nargs="+", metavar="DIR", help=help_text)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: robustness/DAY/TIME)")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")

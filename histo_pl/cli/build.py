@@ -75,7 +75,7 @@ def training_arguments(config: DictConfig) -> dict[str, Any]:
         "seed": config.seed,
         "calibration": calibration,
         "case_rule": case_rule(config.case_truth, config.case_score),
-        "novelty_rule": NoveltyRule(**config.novelty) if config.novelty else None,
+        "novelty_rule": _novelty_rule(config.novelty),
         "arithmetic": Arithmetic(
             **{key: config.trainer[key] for key in ARITHMETIC}, keep_freed_memory=config.keep_freed_memory
         ),
@@ -85,6 +85,15 @@ def training_arguments(config: DictConfig) -> dict[str, Any]:
         "settings": OmegaConf.to_yaml(config, resolve=True),
         "command_line": command_line,
     }
+
+
+def _novelty_rule(novelty: Any) -> NoveltyRule | None:  # noqa: ANN401
+    if novelty is None or novelty is False:
+        return None
+    if novelty is not True and not isinstance(novelty, DictConfig):
+        raise UserError(f"novelty is not as expected. Expected false, or novelty.false_alarm=0.01. Received: {novelty}")
+    options: Any = {} if novelty is True else OmegaConf.to_container(novelty)
+    return NoveltyRule(**options)
 
 
 def evaluation_arguments(config: DictConfig) -> dict[str, Any]:

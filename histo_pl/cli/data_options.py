@@ -1,6 +1,7 @@
 """The keys of a data set on the command line of python -m histo_pl, as the scripts take them."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,11 @@ def source_options(keys: Sequence[str], also: Sequence[str] = ()) -> dict[str, A
         try:
             config = compose("evaluate", quote_literals(keys, {}))
         except HydraException as error:
-            raise UserError(
-                f"A key of the data is not as expected ({reason_of(error)}). Received: {' '.join(keys)}"
-            ) from error
+            known = [f"data.{name}" for name in (*TileSource.__dataclass_fields__, *OF_MODULE)]
+            unknown = [key for key in keys if key.partition("=")[0] not in (*known, "data") and "columns" not in key]
+            near = [get_close_matches(key.partition("=")[0], known, 1) for key in unknown]
+            reason = f"did you mean {near[0][0]}?" if near and near[0] else reason_of(error)
+            raise UserError(f"A key of the data is not as expected ({reason}). Received: {' '.join(keys)}") from error
     data: Any = OmegaConf.to_container(config.data, resolve=True)
     names = [*(name for name in TileSource.__dataclass_fields__ if name != "root"), *also]
     return {name: data[name] for name in names if data.get(name) is not None}

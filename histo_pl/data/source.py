@@ -188,6 +188,11 @@ class TileSource:
     def _with_columns(self, tiles: Sequence[Tile]) -> list[Tile]:
         if not self.columns:
             return list(tiles)
+        if not isinstance(self.columns, Mapping):
+            raise UserError(
+                f"data.columns names facts, each with its expression: data.columns.scanner='scan-([a-z]+)'. "
+                f"Received: data.columns={self.columns}"
+            )
         expressions = {name: _compile(expression) for name, expression in self.columns.items()}
         return [
             replace(tile, columns={**tile.columns, **{n: _found(e, tile.path) for n, e in expressions.items()}})

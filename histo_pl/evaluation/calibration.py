@@ -116,7 +116,7 @@ def read_rule(name: str) -> tuple[str | None, float]:
     """
     if name.startswith(SENSITIVITY):
         return "sensitivity", float(name.removeprefix(SENSITIVITY).split()[0])
-    return ("youden" if name == YOUDEN else None), 0.0
+    return ("youden" if name.startswith(YOUDEN) else None), 0.0
 
 
 def fit_temperature(logits: Array, malignant: NDArray[np.bool_]) -> float:

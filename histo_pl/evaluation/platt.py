@@ -68,6 +68,21 @@ def fit_shift(logits: Array, malignant: NDArray[np.bool_], threshold: float, rul
     return Shift(slope, offset, float(sigmoid(boundary)))
 
 
+def move_band(band: tuple[float, float] | None, threshold: float, new_threshold: float) -> tuple[float, float] | None:
+    """Move a band of uncertainty with the threshold, as wide on the scale of calibrated logits.
+
+    Args:
+        band: Two probabilities; (0, 1), in which all is referred, stays; None: no band.
+        threshold: That it surrounds, in [0, 1].
+        new_threshold: Of the moved model, in [0, 1].
+    """
+    if band is None or band == (0.0, 1.0):
+        return band
+    by = logit(np.array(new_threshold)) - logit(np.array(threshold))
+    low, high = (float(sigmoid(logit(np.array(end)) + by)) for end in band)
+    return low, high
+
+
 def _most_probable(logits: Array, truth: Array, weights: Array) -> tuple[float, float]:
     """Minimize the weighted log loss plus the prior's by Newton's method, its steps halved where they go too far."""
     precision = np.array([SLOPE_DEVIATION**-2, OFFSET_DEVIATION**-2])

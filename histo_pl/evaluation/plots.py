@@ -220,7 +220,7 @@ def plot_robustness(metrics: Mapping[str, Mapping[str, Sequence[float]]]) -> Fig
         for number, (kind, values) in enumerate(kinds.items()):
             style = {"linestyle": ("-", "--")[number % 2], "color": f"C{number // 2}", "label": kind}
             axes.plot(range(len(values)), values, marker="o", markersize=3, linewidth=1.5, **style)
-        axes.set(ylim=(-0.02, 1.02), xlabel="strength (steps of robustness.csv)")
+        axes.set(xlabel="strength (steps of robustness.csv)")
         axes.set_title(name, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(axes)

@@ -1,7 +1,8 @@
 """Recalibration of a checkpoint on a few labelled tiles of another laboratory."""
 
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,20 @@ from histo_pl.data.tile import Tile
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Decision, sigmoid
 from histo_pl.evaluation.metrics import NAMES
-from histo_pl.evaluation.platt import Shift, cross_validate, fit_shift
+from histo_pl.evaluation.platt import Shift, cross_validate, fit_shift, move_band
 from histo_pl.evaluation.predictions import Predictions, format_estimate
 from histo_pl.evaluation.results import predictions_of
+from histo_pl.evaluation.seen import seen_paths
 from histo_pl.hardware import full_precision
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import TrainedModel, is_cross_validation, load_checkpoint, save_model
+from histo_pl.models.checkpoint import SYNTHETIC, TrainedModel, is_cross_validation, load_checkpoint, save_model
 from histo_pl.models.novelty import Novelty, features_of, logits_of
 
 LEAST_TILES = 3  # of each class
 CENTER_WEIGHT = 10  # tiles at which their mean counts as much as the old centre of novelty
-EXPECTED = ("balanced_accuracy", "sensitivity", "specificity", "auroc", "log_loss")
-HALVES = 20  # random halves of the tiles, to see what more of them bring
+EXPECTED = ("balanced_accuracy", "sensitivity", "specificity", "log_loss", "brier")
+HALVES = 20  # random halves of the cases, to see what more of them bring
+LEAST_GROUPS = 3  # cases of a class, or tiles where cases are unknown, that can be halved after one is left out
 WORTH = 0.02  # of the log loss: a smaller gain from twice the tiles is not worth labelling them
 
 
@@ -42,7 +45,7 @@ class Labelled:
         logits: Divided by the temperature, of shape (N,).
         features: What novelty is judged by, of shape (N, width).
         predictions: By the model as it is.
-        left_out: Number of tiles that had a part in the training.
+        left_out: Number of tiles that had a part in the training, themselves or others of their patient.
     """
 
     tiles: list[Tile]
@@ -90,9 +93,11 @@ def recalibrate(checkpoint: str | Path, out: str | Path, root: str | Path, **dat
         [
             *_describe(model, data, labelled, shift, summary),
             *([warning] if warning else []),
-            _describe_gain(labelled.logits, malignant, model, fit),
+            _describe_gain(tiles, labelled.logits, malignant, fit),
             *_describe_novelty(model.novelty, novelty, labelled.features),
-            f"Written: {os.path.relpath(out)}",
+            *([SYNTHETIC] if model.data["synthetic"] else []),
+            f"Written: {os.path.relpath(out)}. To use it: python predict.py ckpt={shlex.quote(os.path.relpath(out))} "
+            f"img=FOLDER",
         ]
     )
 
@@ -126,7 +131,7 @@ def _look(model: TrainedModel, data: HistologyDataModule) -> Labelled:
     network.cpu()
     if model.novelty is not None:
         model.novelty.cpu()
-    seen = {path for path in logits if data.hashes[path] in model.training_hashes}
+    seen = seen_paths(model, data)
     new = {path: logit for path, logit in logits.items() if path not in seen}
     decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
     predictions = predictions_of(data, "test", new, decision)
@@ -144,7 +149,7 @@ def _check_counts(predictions: Predictions, seen: int, data: HistologyDataModule
     malignant = int(predictions.malignant.sum())
     benign = len(predictions) - malignant
     if min(malignant, benign) < LEAST_TILES:
-        but = f" that had no part in the training ({seen} had)" if seen else ""
+        but = f" that had no part in the training, nor their patients ({seen} had)" if seen else ""
         raise UserError(
             f"Too few labelled tiles to fit a model to. Expected at least {LEAST_TILES} of each class{but}. "
             f"Received: {malignant} malignant and {benign} benign in {data.root}"
@@ -173,7 +178,7 @@ def recenter(novelty: Novelty, features: Tensor) -> Novelty:
         features: Of the new tiles, of shape (N, width), N at least 2.
 
     Returns:
-        The new model; `validated` counts the new tiles.
+        The new model; `validated` counts the new tiles if the limit rises.
     """
     features, count = features.float(), len(features)
     others = (features.sum(0) - features) / (count - 1)
@@ -181,9 +186,10 @@ def recenter(novelty: Novelty, features: Tensor) -> Novelty:
     centers = novelty.center + weight * (others - novelty.center)
     distances = novelty.distance(features - centers + novelty.center)
     own = novelty.with_limit(distances, novelty.false_alarm)
+    limit, chosen_on = max((own.limit, count), (novelty.limit, novelty.validated))
     full = count / (count + CENTER_WEIGHT)
     center = novelty.center + full * (features.mean(0) - novelty.center)
-    return Novelty(center, novelty.whitening, max(own.limit, novelty.limit), novelty.false_alarm, count)
+    return Novelty(center, novelty.whitening, limit, novelty.false_alarm, chosen_on)
 
 
 def _recalibrated(
@@ -206,6 +212,8 @@ def _recalibrated(
         model,
         temperature=temperature,
         threshold=shift.threshold,
+        rule=f"{model.rule}; moved to {data.name}",
+        refer=move_band(model.refer, model.threshold, shift.threshold),
         decision_tta={},
         novelty=novelty,
         training_hashes=model.training_hashes | hashes,
@@ -230,7 +238,7 @@ def _describe(
 ) -> list[str]:
     before, after = summary["before"], summary["after"]
     cases = "" if after["cases"] is None else f", {after['cases']} cases"
-    left_out = f" ({labelled.left_out} that had a part in the training are left out)" if labelled.left_out else ""
+    left_out = f"; {labelled.left_out} left out, as they or their patients trained it" if labelled.left_out else ""
     lines = [
         f"{model.trained_on}, on {data.name}: {after['tiles']} tiles, {after['malignant']} malignant{cases}{left_out}",
         f"Slope {shift.slope:.3f} and offset {shift.offset:+.3f} of the logit; malignant above {shift.threshold:.4g}, "
@@ -238,34 +246,57 @@ def _describe(
         "",
         f"  {'':18} {'before':24} after, cross-validated",
     ]
+    if model.refer is not None:
+        low, high = move_band(model.refer, model.threshold, shift.threshold) or model.refer
+        lines.insert(2, f"Uncertain from {low:.4g} to {high:.4g}, before {model.refer[0]:.4g} to {model.refer[1]:.4g}.")
     lines += [
         f"  {NAMES[name]:18} {format_estimate(before, name) or 'undefined':24} "
         f"{format_estimate(after, name) or 'undefined'}"
         for name in EXPECTED
     ]
-    share = after["malignant"] / after["tiles"]
+    share, area = after["malignant"] / after["tiles"], format_estimate(before, "auroc") or "undefined"
+    gain = (before["log_loss"] or 0) - (after["log_loss"] or 0)
     return [
         *lines,
-        f"In brackets: 95% intervals over the {after['units']} {after['intervals_over']}; four times as many would "
-        f"halve them.",
+        f"In brackets: 95% intervals over the {after['units']} {after['intervals_over']}; four times as many "
+        f"{after['intervals_over']} would halve them. AUROC {area}, before and after: a shift changes no ranking.",
+        *([] if gain > 0 else ["Nothing is gained: the checkpoint as it is does no worse on these tiles."]),
         f"The probabilities hold where {share:.0%} of the tiles are malignant, as here.",
     ]
 
 
-def _describe_gain(logits: NDArray[np.float64], malignant: NDArray[np.bool_], model: TrainedModel, fit: Any) -> str:  # noqa: ANN401
-    """Compare fits on random halves with those on nine tenths, all judged on tiles that they have not seen."""
+def _describe_gain(
+    tiles: list[Tile],
+    logits: NDArray[np.float64],
+    malignant: NDArray[np.bool_],
+    fit: Callable[[NDArray[np.bool_]], Shift],
+) -> str:
+    """Compare the cross-validation with one whose fits see half of the cases of each class."""
+    groups = np.array([tile.group for tile in tiles])
+    fewest = min(len(np.unique(groups[chosen])) for chosen in (malignant, ~malignant))
+    if fewest < LEAST_GROUPS:
+        return f"The fit: a class with {fewest} cases is too few to measure what more labels would bring."
     generator = np.random.default_rng(0)
-    losses: dict[float, list[float]] = {0.45: [], 0.9: []}
-    for _ in range(HALVES):
-        order = generator.permutation(len(malignant)) / len(malignant)
-        judged = order >= max(losses)
-        for share in losses:
-            moved = fit(order < share).logits(logits[judged])
-            losses[share] += np.logaddexp(0, np.where(malignant[judged], -moved, moved)).tolist()
-    half, most = (float(np.mean(found)) for found in losses.values())
-    gain = (half - most) / half
-    told = "more labelled tiles would still improve it" if gain > WORTH else "more would hardly change it"
-    return f"The fit: a log loss of {half:.3f} with half of the tiles, {most:.3f} with nine tenths; {told}."
+
+    def fit_half(chosen: NDArray[np.bool_]) -> Shift:
+        kept = [
+            name
+            for of_class in (malignant, ~malignant)
+            for name in _half(np.unique(groups[chosen & of_class]), generator)
+        ]
+        return fit(chosen & np.isin(groups, kept))
+
+    def loss(fit: Callable[[NDArray[np.bool_]], Shift]) -> float:
+        moved, _ = cross_validate(tiles, malignant, fit, logits)
+        return float(np.logaddexp(0, np.where(malignant, -moved, moved)).mean())
+
+    half, most = float(np.mean([loss(fit_half) for _ in range(HALVES)])), loss(fit)
+    told = "more labels would still improve it" if (half - most) / half > WORTH else "more would hardly change it"
+    return f"The fit: a log loss of {half:.3f} from half as many cases, {most:.3f} from all; {told}."
+
+
+def _half(names: NDArray[np.str_], generator: np.random.Generator) -> NDArray[np.str_]:
+    return generator.permutation(names)[: (len(names) + 1) // 2]
 
 
 def _describe_novelty(old: Novelty | None, new: Novelty | None, features: Tensor) -> list[str]:
@@ -273,4 +304,6 @@ def _describe_novelty(old: Novelty | None, new: Novelty | None, features: Tensor
         return ["The checkpoint cannot tell tiles unlike those of its training, and the new one cannot either."]
     before, after = (float((one.cpu()(features) > 1).float().mean()) for one in (old, new))
     least = "" if new.is_guaranteed else f"; a share of {new.false_alarm:.1%} is not guaranteed by so few tiles"
-    return [f"Unlike training: {before:.1%} of these tiles before, {after:.1%} now{least}."]
+    raised = new.limit / old.limit - 1
+    cost = f" Its limit is {raised:.0%} higher, so that it refuses odd pictures less often." if raised > 0 else ""
+    return [f"Unlike training: {before:.1%} of these tiles before, {after:.1%} now{least}.{cost}"]

@@ -223,8 +223,8 @@ def _novelty(novelty: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     rows = [("Unlike training: refer", "a novelty above 1")]
     if "false_alarm" in novelty:
         guaranteed = "" if novelty["is_guaranteed"] else ", too few for that share to be guaranteed"
-        chosen = f"{novelty['false_alarm']:.1%} of {novelty['validated']} validation tiles{guaranteed}"
-        rows.append(("its limit refuses", chosen))
+        chosen = f"{novelty['false_alarm']:.1%}, chosen on {novelty['validated']} tiles{guaranteed}"
+        rows.append(("to refuse at most", chosen))
     return [*rows, ("refused here", f"{novelty['refused']} of {novelty['tiles']} tiles, {novelty['share']:.1%}")]
 
 

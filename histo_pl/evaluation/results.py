@@ -129,7 +129,7 @@ def describe_refused(novelty: Mapping[str, Any]) -> str:
         told += "; AUROC {}, balanced accuracy {} of the others".format(*figures)
     if not novelty.get("is_guaranteed", True):
         told += (
-            f". The limit, chosen on {novelty['validated']} validation tiles, does not guarantee a share of "
+            f". The limit, chosen on {novelty['validated']} tiles, does not guarantee a share of "
             f"{novelty['false_alarm']:.1%}: that takes {math.ceil(1 / novelty['false_alarm']) - 1}"
         )
     return f"{told}."

@@ -20,16 +20,24 @@ from histo_pl.evaluation.calibration import Decision
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate
 from histo_pl.evaluation.results import predictions_of
+from histo_pl.evaluation.seen import seen_paths
 from histo_pl.evaluation.shifts import Shift, shifts
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import find_checkpoint, is_cross_validation, load_checkpoint
+from histo_pl.models.checkpoint import (
+    CANNOT_TELL,
+    SYNTHETIC,
+    TrainedModel,
+    find_checkpoint,
+    is_cross_validation,
+    load_checkpoint,
+)
 from histo_pl.storage import atomic_write_text, new_folder, refuse_results
 
 PLAIN = Shift("as they are", 0.0, lambda images: images)
 FILES = ("robustness.csv", "robustness.png", "columns.csv")
 SHOWN = ("auroc", "balanced_accuracy", "sensitivity", "specificity")
 OF_SHIFTS = SHOWN[:2]
-MAX_VALUES = 20  # of a column
+MAX_VALUES = 20  # of a column that are printed
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def robustness(
     plots.save({"robustness": plots.plot_robustness(_curves(rows))}, folder)
     if of_columns:
         _write(folder / FILES[2], of_columns, ("column", "value"))
-    return "\n".join(_describe(first.trained_on, data, rows, of_columns, folder))
+    return "\n".join(_describe(first, data, rows, of_columns, folder))
 
 
 def _load(checkpoint: str | Path, device: str) -> list[Predictor]:
@@ -112,13 +120,13 @@ def _load(checkpoint: str | Path, device: str) -> list[Predictor]:
 
 def _ask_all(predictors: Sequence[Predictor], data: HistologyDataModule) -> Iterator[tuple[Shift, Predictions]]:
     """Answer for the unseen tiles, plain and under every shift."""
-    hashes = [data.hashes[tile.path] for tile in data.tiles_of("test")]
-    unseen = torch.tensor([[one not in p.model.training_hashes for one in hashes] for p in predictors])
+    seen = [seen_paths(predictor.model, data) for predictor in predictors]
+    unseen = torch.tensor([[tile.path not in paths for tile in data.tiles_of("test")] for paths in seen])
     asked = unseen.any(0)
     if not asked.any():
         raise UserError(
-            "Every tile had a part in the checkpoint's training. Expected tiles that it has not seen, such as those of "
-            f"its test. Received: {data.root}"
+            "Every tile, or its patient, had a part in the checkpoint's training. Expected tiles that it has not seen, "
+            f"such as those of its test. Received: {data.root}"
         )
     by_shift: dict[Shift, list[tuple[Tensor, Tensor]]] = {shift: [] for shift in (PLAIN, *shifts())}
     paths: list[str] = []
@@ -165,7 +173,7 @@ def _mean_answer(predictors: Sequence[Predictor], images: Tensor, unseen: Tensor
 def _by_column(predictions: Predictions, data: HistologyDataModule) -> Iterator[Row]:
     for name, values in data.values_of_columns(predictions.path.tolist()).items():
         array: NDArray[np.str_] = np.asarray(values)
-        for value in sorted(set(values))[:MAX_VALUES]:
+        for value in sorted(set(values)):
             yield Row.of(name, value or "(none)", predictions.take(array == value))
 
 
@@ -193,24 +201,29 @@ def _curves(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
     curves: dict[str, list[list[float]]] = {}
     for row in altered:
         curves.setdefault(row.kind, [values(plain)]).append(values(row))
-    names = ("AUROC", "balanced accuracy", "share refused")
+    names = ("AUROC", "balanced accuracy", *([] if plain.refused is None else ["share refused"]))
     return {name: {kind: [one[n] for one in of] for kind, of in curves.items()} for n, name in enumerate(names)}
 
 
 def _describe(
-    trained_on: str, data: HistologyDataModule, rows: Sequence[Row], of_columns: Sequence[Row], folder: Path
+    model: TrainedModel, data: HistologyDataModule, rows: Sequence[Row], of_columns: Sequence[Row], folder: Path
 ) -> list[str]:
     tiles = rows[0].summary
     lines = [
-        f"{trained_on}, on {data.name}: {tiles['tiles']} tiles that had no part in the training",
+        f"{model.trained_on}, on {data.name}: {tiles['tiles']} tiles that had no part in the training",
         _header("", OF_SHIFTS),
         *(_line(f"{row.kind} {row.strength}" if row.kind != PLAIN.kind else row.kind, row, OF_SHIFTS) for row in rows),
     ]
     for name in dict.fromkeys(row.kind for row in of_columns):
         lines += ["", _header(f"by {name}", SHOWN)]
-        lines += [_line(row.strength, row, SHOWN) for row in of_columns if row.kind == name]
-    told = f"In brackets: 95% intervals over the {tiles['units']} {tiles['intervals_over']}."
-    return [*lines, told, f"Written: {folder}"]
+        of_name = [row for row in of_columns if row.kind == name]
+        lines += [_line(row.strength, row, SHOWN) for row in of_name[:MAX_VALUES]]
+        lines += [f"  and {len(of_name) - MAX_VALUES} more in {FILES[2]}"] if len(of_name) > MAX_VALUES else []
+    lines.append(f"In brackets: 95% intervals over the {tiles['units']} {tiles['intervals_over']}.")
+    lines += [] if data.has_cases else ["The cases are unknown (data.group_regex): these intervals are too narrow."]
+    lines += [] if model.novelty is not None else [CANNOT_TELL]
+    lines += [SYNTHETIC] if model.data["synthetic"] else []
+    return [*lines, f"Written: {folder}"]
 
 
 def _header(title: str, metrics: Sequence[str]) -> str:

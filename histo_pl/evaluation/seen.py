@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from histo_pl.data import HistologyDataModule
 from histo_pl.data.hashing import CaseHashes
 from histo_pl.errors import UserError
 from histo_pl.evaluation.predictions import Predictions
@@ -142,9 +143,25 @@ def find_seen(model: TrainedModel, hashes: Mapping[str, str], tested: Prediction
     """
     by_file = [model.training_hashes.get(hashes[path], "") for path in tested.path.tolist()]
     cases_known = bool(model.training_cases) and tested.has_cases
-    split_of: dict[str, str] = {}
-    if cases_known:
-        for known in model.training_cases:
-            split_of |= CaseHashes(**known).find(set(tested.case.tolist()))
+    split_of = _splits_of(set(tested.case.tolist()), model) if cases_known else {}
     by_case = [split_of.get(case, "") for case in tested.case.tolist()]
     return SeenTiles(np.array(by_file, np.str_), np.array(by_case, np.str_), bool(model.training_hashes), cases_known)
+
+
+def seen_paths(model: TrainedModel, data: HistologyDataModule) -> set[str]:
+    """Find the tiles whose own file, or whose patient, had a part in a training.
+
+    Args:
+        model: The checkpoint.
+        data: Set up.
+
+    Returns:
+        Their paths.
+    """
+    cases = _splits_of({tile.case for tile in data.tiles} - {""}, model)
+    return {tile.path for tile in data.tiles if tile.case in cases or data.hashes[tile.path] in model.training_hashes}
+
+
+def _splits_of(cases: set[str], model: TrainedModel) -> dict[str, str]:
+    """Return the split, train or val, of those cases that a training knew."""
+    return {case: split for known in model.training_cases for case, split in CaseHashes(**known).find(cases).items()}

@@ -10,7 +10,7 @@ from histo_pl.images import OPENCV_RESIZE
 from histo_pl.inference.files import find_images, find_others
 from histo_pl.inference.predictor import Predictor
 from histo_pl.inference.table import check_format, format_table, write_table
-from histo_pl.models.checkpoint import CANNOT_TELL, UNCALIBRATED_TTA, TrainedModel, find_checkpoint
+from histo_pl.models.checkpoint import CANNOT_TELL, SYNTHETIC, UNCALIBRATED_TTA, TrainedModel, find_checkpoint
 from histo_pl.models.ensemble import load_model
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
@@ -67,7 +67,7 @@ def predict(
     if passed_over:
         print(f"Passed over, as no images: {len(passed_over)} files, such as {passed_over[0]}", file=sys.stderr)
     if predictor.model.data["synthetic"]:
-        print("Its training tiles were drawn by a program: it knows nothing of real tissue.", file=sys.stderr)
+        print(SYNTHETIC, file=sys.stderr)
     if errors:
         print(f"{len(errors)} of {len(files)} files have no answer.", file=sys.stderr)
     return int(bool(errors))

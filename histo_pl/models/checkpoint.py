@@ -29,9 +29,10 @@ UNCALIBRATED_TTA = (
     "calibration.tta=true chooses them for the mean of eight."
 )
 CANNOT_TELL = (
-    "This checkpoint cannot tell tiles unlike those of its training: it was made by an earlier version, or with "
-    "novelty=false."
+    "This checkpoint cannot tell tiles unlike those of its training: it was made by an earlier version, converted from "
+    "Keras, or trained with novelty=false."
 )
+SYNTHETIC = "Its training tiles were drawn by a program: it knows nothing of real tissue."
 UNFINISHED = "not finished: not calibrated, not tested"
 PREFIX = "network."  # of the weights' names: Lightning prepends the name of TileClassifier's attribute
 REQUIRED = ("network", "image_size", "data")  # metadata without which there is no prediction

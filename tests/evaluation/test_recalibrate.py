@@ -13,7 +13,7 @@ from histo_pl.__main__ import main
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration, read_rule, sigmoid
 from histo_pl.evaluation.metrics import measure
-from histo_pl.evaluation.platt import OFFSET_DEVIATION, SLOPE_DEVIATION, fit_shift
+from histo_pl.evaluation.platt import OFFSET_DEVIATION, SLOPE_DEVIATION, fit_shift, move_band
 from histo_pl.evaluation.recalibrate import recalibrate
 from histo_pl.inference import Predictor
 from histo_pl.inference.run import predict
@@ -86,6 +86,14 @@ def elsewhere(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "elsewhere"
 
 
+def test_a_band_of_uncertainty_moves_with_the_threshold() -> None:
+    assert move_band((0.4, 0.6), 0.5, 0.5) == pytest.approx((0.4, 0.6))
+    low, high = move_band((0.6, 0.85), 0.75, 0.6) or (0, 0)
+    assert low < 0.6 < high
+    assert np.log(high / (1 - high)) - np.log(low / (1 - low)) == pytest.approx(np.log(0.85 / 0.15) - np.log(0.6 / 0.4))
+    assert move_band((0.0, 1.0), 0.5, 0.7) == (0.0, 1.0) and move_band(None, 0.5, 0.7) is None
+
+
 def test_the_new_checkpoint_moves_the_logits_and_names_both_data_sets(
     trained: Path, elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +148,23 @@ def test_mistakes_are_told_and_nothing_is_overwritten(
         main(["recalibrate", str(trained), str(out), "--data", str(elsewhere), str(tmp_path)])
     assert "one folder" in str(stopped.value.code)
     assert not out.exists()
+
+
+def test_three_of_each_class_are_enough(trained: Path, elsewhere: Path, tmp_path: Path) -> None:
+    for class_name in ("benign", "malignant"):
+        for file in sorted(elsewhere.glob(f"{class_name}/*.png"))[3:]:
+            file.unlink()
+    told = recalibrate(trained, tmp_path / "theirs.ckpt", elsewhere)
+    assert "of nan" not in told and "6 tiles, 3 malignant" in told
+    told = recalibrate(trained, tmp_path / "by_case.ckpt", elsewhere, group_regex="(p[0-3])_")
+    assert "of nan" not in told and "single case" in told
+
+
+def test_tiles_of_patients_of_the_training_are_left_out(trained: Path, elsewhere: Path, tmp_path: Path) -> None:
+    told = recalibrate(trained, tmp_path / "theirs.ckpt", elsewhere)
+    with pytest.raises(UserError, match="nor their patients"):
+        recalibrate(trained, tmp_path / "known.ckpt", elsewhere, group_regex=r"(case\d+)")
+    assert "left out, as they" not in told
 
 
 def test_tiles_of_the_training_are_left_out(trained: Path, tmp_path: Path) -> None:

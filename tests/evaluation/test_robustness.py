@@ -76,6 +76,6 @@ def test_a_model_is_not_asked_about_its_training(trained: Path, tmp_path: Path) 
         target = tmp_path / "seen" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((root / path).read_bytes())
-    with pytest.raises(UserError, match="Every tile had a part"):
+    with pytest.raises(UserError, match="Every tile, or its patient, had a part"):
         robustness(trained, tmp_path / "seen", out=tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()

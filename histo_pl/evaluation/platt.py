@@ -10,11 +10,13 @@ from histo_pl.data.splits import fold_groups
 from histo_pl.data.tile import Tile
 from histo_pl.evaluation.calibration import choose_threshold, logit, read_rule, sigmoid
 
-# Standard deviations of a normal prior of the offset and of the slope's logarithm: laboratories differ far more in how
-# they colour a slide, which moves all logits, than in how well it separates them. docs/recalibration.py measures them.
-OFFSET_DEVIATION = 1.0
-SLOPE_DEVIATION = 0.3
-STEPS = 50  # of Newton's method, which needs about 6
+# The prior: the offset is Cauchy of this scale, the slope's logarithm normal. Laboratories colour a slide much as the
+# training did or quite otherwise; heavy tails leave the former alone and let the latter be moved by few tiles.
+# docs/recalibration.py measures them.
+OFFSET_SCALE = 0.3
+SLOPE_DEVIATION = 0.2
+STARTS = (0.0, -2.5, 2.5)  # offsets that the search starts from, as such a prior may leave two maxima
+STEPS = 200  # at most, of Newton's method with the prior's curvature bounded
 HALF_WEIGHT = 20  # tiles of the rarer class at which a chosen threshold counts as much as the old one
 FOLDS = 10  # at most
 Array = NDArray[np.float64]
@@ -40,7 +42,7 @@ class Shift:
 
 
 def fit_shift(logits: Array, malignant: NDArray[np.bool_], threshold: float, rule: str) -> Shift:
-    """Find the most probable slope and offset (Platt 1999, with a normal prior), and the threshold.
+    """Find the most probable slope and offset (Platt 1999, with a prior), and the threshold.
 
     Args:
         logits: Calibrated, of labelled tiles, of shape (N,).
@@ -84,27 +86,33 @@ def move_band(band: tuple[float, float] | None, threshold: float, new_threshold:
 
 
 def _most_probable(logits: Array, truth: Array, weights: Array) -> tuple[float, float]:
-    """Minimize the weighted log loss plus the prior's by Newton's method, its steps halved where they go too far."""
-    precision = np.array([SLOPE_DEVIATION**-2, OFFSET_DEVIATION**-2])
+    """Minimize the weighted log loss plus the prior's over slope and offset."""
 
     def loss(at: Array) -> float:
         moved = np.exp(at[0]) * logits + at[1]
-        return float(weights @ (np.logaddexp(0, moved) - truth * moved) + (precision * at**2).sum() / 2)
+        prior = (at[0] / SLOPE_DEVIATION) ** 2 / 2 + np.log1p((at[1] / OFFSET_SCALE) ** 2)
+        return float(weights @ (np.logaddexp(0, moved) - truth * moved) + prior)
 
-    at = np.zeros(2)
-    for _ in range(STEPS):
-        scaled = np.exp(at[0]) * logits
-        probability = sigmoid(scaled + at[1])
-        design = np.stack((scaled, np.ones_like(scaled)))
-        gradient = design @ (weights * (probability - truth)) + precision * at
-        hessian = (design * weights * probability * (1 - probability)) @ design.T + np.diag(precision)
-        step, size = np.linalg.solve(hessian, gradient), 1.0
-        while loss(at - size * step) > loss(at) and size > 1e-6:  # noqa: PLR2004
-            size /= 2
-        at = at - size * step
-        if np.abs(size * step).max() < 1e-9:  # noqa: PLR2004
-            break
-    return float(np.exp(at[0])), float(at[1])
+    def descend(offset: float) -> Array:
+        at: Array = np.array([0.0, offset])
+        for _ in range(STEPS):
+            scaled = np.exp(at[0]) * logits
+            probability = sigmoid(scaled + at[1])
+            design = np.stack((scaled, np.ones_like(scaled)))
+            precision = np.array([SLOPE_DEVIATION**-2, 2 / (OFFSET_SCALE**2 + at[1] ** 2)])
+            gradient = design @ (weights * (probability - truth)) + precision * at
+            hessian = (design * weights * probability * (1 - probability)) @ design.T + np.diag(precision)
+            step: Array = np.linalg.solve(hessian, gradient).astype(np.float64)
+            size = 1.0
+            while loss(at - size * step) > loss(at) and size > 1e-6:  # noqa: PLR2004
+                size /= 2
+            at -= size * step
+            if np.abs(size * step).max() < 1e-7:  # noqa: PLR2004
+                break
+        return at
+
+    best = min((descend(offset) for offset in STARTS), key=loss)
+    return float(np.exp(best[0])), float(best[1])
 
 
 def cross_validate(

@@ -1,7 +1,6 @@
 """The keys of a data set on the command line of python -m histo_pl, as the scripts take them."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from histo_pl.cli.command_line import CONF, quote_literals
-from histo_pl.cli.mistakes import reason_of
+from histo_pl.cli.mistakes import reason_of, similar_key
 from histo_pl.data.source import TileSource
 from histo_pl.errors import UserError
 
@@ -70,8 +69,8 @@ def source_options(keys: Sequence[str], also: Sequence[str] = ()) -> dict[str, A
         except HydraException as error:
             known = [f"data.{name}" for name in (*TileSource.__dataclass_fields__, *OF_MODULE)]
             unknown = [key for key in keys if key.partition("=")[0] not in (*known, "data") and "columns" not in key]
-            near = [get_close_matches(key.partition("=")[0], known, 1) for key in unknown]
-            reason = f"did you mean {near[0][0]}?" if near and near[0] else reason_of(error)
+            near = similar_key(unknown[0].partition("=")[0], known) if unknown else None
+            reason = f"did you mean {near}?" if near else reason_of(error)
             raise UserError(f"A key of the data is not as expected ({reason}). Received: {' '.join(keys)}") from error
     data: Any = OmegaConf.to_container(config.data, resolve=True)
     names = [*(name for name in TileSource.__dataclass_fields__ if name != "root"), *also]

@@ -27,7 +27,7 @@ def describe_mistake(error: CompactHydraException, program: str) -> str:
     text = str(error)
     key, choice = NO_KEY.search(text), NO_CHOICE.search(text)
     if key:
-        near = _similar(key[1], _known_keys(program))
+        near = similar_key(key[1], _known_keys(program))
         expected = f"Did you mean {near}?" if near else f"python {program}.py --cfg job lists all."
         return f"Error: There is no such key. {expected} Received: {key[1]}"
     if choice:
@@ -48,8 +48,13 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(error.__cause__ or error).split()).partition(" Config search path")[0]
 
 
-def _similar(key: str, known: list[str]) -> str | None:
-    """Find the known key that resembles one, or whose last part begins with its last part, or resembles it."""
+def similar_key(key: str, known: list[str]) -> str | None:
+    """Find the known key that resembles one, or whose last part begins with its last part, or resembles it.
+
+    Args:
+        key: As typed.
+        known: The keys that there are.
+    """
     last = key.rpartition(".")[2]
     last_parts = {one: one.rpartition(".")[2] for one in known}
     near = get_close_matches(key, known, 1) or [one for one, part in last_parts.items() if part.startswith(last)]

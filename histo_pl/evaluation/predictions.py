@@ -48,6 +48,11 @@ class Predictions:
         return self.novelty > 1
 
     @property
+    def share_refused(self) -> float | None:
+        """The share of the observations that is refused, in [0, 1]; None where no novelty is known."""
+        return None if np.isnan(self.novelty).all() else float(self.refused.mean())
+
+    @property
     def has_cases(self) -> bool:
         """True if every observation's case is known."""
         return bool(len(self) and (self.case != "").all())

@@ -88,12 +88,13 @@ def recalibrate(checkpoint: str | Path, out: str | Path, root: str | Path, **dat
     novelty = model.novelty and recenter(model.novelty, labelled.features)
     summary = {"before": labelled.predictions.summary(), "after": after.summary()}
     facts = {"name": data.name, "slope": shift.slope, "offset": shift.offset, **summary}
-    save_model(_recalibrated(model, data, labelled, shift, novelty, facts), out)
+    new = _recalibrated(model, data, labelled, shift, novelty, facts)
+    save_model(new, out)
     return "\n".join(
         [
-            *_describe(model, data, labelled, shift, summary),
+            *_describe(model, new, facts, labelled.left_out),
             *([warning] if warning else []),
-            _describe_gain(tiles, labelled.logits, malignant, fit),
+            _describe_gain(tiles, labelled.logits, malignant, fit, _log_loss(moved, malignant)),
             *_describe_novelty(model.novelty, novelty, labelled.features),
             *([SYNTHETIC] if model.data["synthetic"] else []),
             f"Written: {os.path.relpath(out)}. To use it: python predict.py ckpt={shlex.quote(os.path.relpath(out))} "
@@ -119,35 +120,34 @@ def _check_files(checkpoint: Path, out: Path) -> None:
 @torch.inference_mode()
 def _look(model: TrainedModel, data: HistologyDataModule) -> Labelled:
     """Compute logits and features of all labelled tiles that had no part in the training."""
-    network: Any = Predictor(model).network
+    seen = seen_paths(model, data)
+    tiles = {tile.path: tile for tile in data.tiles if tile.path not in seen}
+    _check_counts(list(tiles.values()), len(seen), data)
+    predictor = Predictor(model)
     logits: dict[str, float] = {}
     features: dict[str, Tensor] = {}
-    for batch in tqdm(data.test_dataloader(), desc="Looking", unit="batch"):
-        images = batch["image"].to(next(network.parameters()).device)
+    for batch in tqdm(data.plain_dataloader(list(tiles.values())), desc="Looking", unit="batch"):
+        images = batch["image"].to(predictor.device)
         with full_precision():
-            of_batch = features_of(network, images)
-            logits |= zip(batch["path"], logits_of(network, images, of_batch).tolist(), strict=True)
+            of_batch = features_of(predictor.network, images)
+            logits |= zip(batch["path"], logits_of(predictor.network, images, of_batch).tolist(), strict=True)
         features |= zip(batch["path"], of_batch.cpu(), strict=True)
-    network.cpu()
+    model.network.cpu()
     if model.novelty is not None:
         model.novelty.cpu()
-    seen = seen_paths(model, data)
-    new = {path: logit for path, logit in logits.items() if path not in seen}
     decision = Decision(model.temperature, model.threshold, model.rule, model.refer)
-    predictions = predictions_of(data, "test", new, decision)
-    _check_counts(predictions, len(seen), data)
-    by_path = {tile.path: tile for tile in data.tiles}
+    predictions = predictions_of(data, "test", logits, decision)
     paths = predictions.path.tolist()
-    calibrated = np.array([new[path] for path in paths]) / model.temperature
+    calibrated = np.array([logits[path] for path in paths]) / model.temperature
     if not np.isfinite(calibrated).all():
         raise UserError("The model's answers are no numbers: its weights have diverged. Expected another checkpoint.")
     rows = torch.stack([features[path] for path in paths])
-    return Labelled([by_path[path] for path in paths], calibrated, rows, predictions, len(seen))
+    return Labelled([tiles[path] for path in paths], calibrated, rows, predictions, len(seen))
 
 
-def _check_counts(predictions: Predictions, seen: int, data: HistologyDataModule) -> None:
-    malignant = int(predictions.malignant.sum())
-    benign = len(predictions) - malignant
+def _check_counts(tiles: list[Tile], seen: int, data: HistologyDataModule) -> None:
+    malignant = sum(tile.class_name == data.positive_class for tile in tiles)
+    benign = len(tiles) - malignant
     if min(malignant, benign) < LEAST_TILES:
         but = f" that had no part in the training, nor their patients ({seen} had)" if seen else ""
         raise UserError(
@@ -229,26 +229,20 @@ def add_to_logits(network: nn.Module, amount: float) -> None:
         last.bias.add_(amount)
 
 
-def _describe(
-    model: TrainedModel,
-    data: HistologyDataModule,
-    labelled: Labelled,
-    shift: Shift,
-    summary: Mapping[str, Mapping[str, Any]],
-) -> list[str]:
-    before, after = summary["before"], summary["after"]
+def _describe(model: TrainedModel, new: TrainedModel, facts: Mapping[str, Any], left_out: int) -> list[str]:
+    before, after = facts["before"], facts["after"]
     cases = "" if after["cases"] is None else f", {after['cases']} cases"
-    left_out = f"; {labelled.left_out} left out, as they or their patients trained it" if labelled.left_out else ""
+    without = f"; {left_out} left out, as they or their patients trained it" if left_out else ""
     lines = [
-        f"{model.trained_on}, on {data.name}: {after['tiles']} tiles, {after['malignant']} malignant{cases}{left_out}",
-        f"Slope {shift.slope:.3f} and offset {shift.offset:+.3f} of the logit; malignant above {shift.threshold:.4g}, "
-        f"before {model.threshold:.4g} ({model.rule}).",
-        "",
-        f"  {'':18} {'before':24} after, cross-validated",
+        f"{model.trained_on}, on {facts['name']}: "
+        f"{after['tiles']} tiles, {after['malignant']} malignant{cases}{without}",
+        f"Slope {facts['slope']:.3f} and offset {facts['offset']:+.3f} of the logit; malignant above "
+        f"{new.threshold:.4g}, before {model.threshold:.4g} ({model.rule}).",
     ]
-    if model.refer is not None:
-        low, high = move_band(model.refer, model.threshold, shift.threshold) or model.refer
-        lines.insert(2, f"Uncertain from {low:.4g} to {high:.4g}, before {model.refer[0]:.4g} to {model.refer[1]:.4g}.")
+    if model.refer and new.refer:
+        (low, high), (old_low, old_high) = new.refer, model.refer
+        lines.append(f"Uncertain from {low:.4g} to {high:.4g}, before {old_low:.4g} to {old_high:.4g}.")
+    lines += ["", f"  {'':18} {'before':24} after, cross-validated"]
     lines += [
         f"  {NAMES[name]:18} {format_estimate(before, name) or 'undefined':24} "
         f"{format_estimate(after, name) or 'undefined'}"
@@ -270,8 +264,9 @@ def _describe_gain(
     logits: NDArray[np.float64],
     malignant: NDArray[np.bool_],
     fit: Callable[[NDArray[np.bool_]], Shift],
+    most: float,
 ) -> str:
-    """Compare the cross-validation with one whose fits see half of the cases of each class."""
+    """Compare a cross-validation's log loss, `most`, with that of fits which see half of the cases of each class."""
     groups = np.array([tile.group for tile in tiles])
     fewest = min(len(np.unique(groups[chosen])) for chosen in (malignant, ~malignant))
     if fewest < LEAST_GROUPS:
@@ -286,13 +281,14 @@ def _describe_gain(
         ]
         return fit(chosen & np.isin(groups, kept))
 
-    def loss(fit: Callable[[NDArray[np.bool_]], Shift]) -> float:
-        moved, _ = cross_validate(tiles, malignant, fit, logits)
-        return float(np.logaddexp(0, np.where(malignant, -moved, moved)).mean())
-
-    half, most = float(np.mean([loss(fit_half) for _ in range(HALVES)])), loss(fit)
+    repeated = (cross_validate(tiles, malignant, fit_half, logits)[0] for _ in range(HALVES))
+    half = float(np.mean([_log_loss(moved, malignant) for moved in repeated]))
     told = "more labels would still improve it" if (half - most) / half > WORTH else "more would hardly change it"
     return f"The fit: a log loss of {half:.3f} from half as many cases, {most:.3f} from all; {told}."
+
+
+def _log_loss(logits: NDArray[np.float64], malignant: NDArray[np.bool_]) -> float:
+    return float(np.logaddexp(0, np.where(malignant, -logits, logits)).mean())
 
 
 def _half(names: NDArray[np.str_], generator: np.random.Generator) -> NDArray[np.str_]:

@@ -103,14 +103,13 @@ def summarize_novelty(predictions: Predictions, rule: CaseRule) -> dict[str, Any
         refused, tiles and share; `answered` and `answered_by_case`: the results of the others, None where there are
         none; None where the novelty is unknown.
     """
-    if np.isnan(predictions.novelty).all():
+    if predictions.share_refused is None:
         return None
     answered = predictions.take(~predictions.refused)
-    refused = int(predictions.refused.sum())
     return {
-        "refused": refused,
+        "refused": int(predictions.refused.sum()),
         "tiles": len(predictions),
-        "share": refused / len(predictions),
+        "share": predictions.share_refused,
         "answered": answered.summary() if len(answered) else None,
         "answered_by_case": summarize_cases(by_case(answered, rule), rule) if len(answered) else None,
     }

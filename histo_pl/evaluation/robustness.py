@@ -31,6 +31,8 @@ from histo_pl.models.checkpoint import (
     is_cross_validation,
     load_checkpoint,
 )
+from histo_pl.models.ensemble import models_of_folds
+from histo_pl.probability import to_probability
 from histo_pl.storage import atomic_write_text, new_folder, refuse_results
 
 PLAIN = Shift("as they are", 0.0, lambda images: images)
@@ -59,8 +61,7 @@ class Row:
     @classmethod
     def of(cls, kind: str, strength: str, predictions: Predictions) -> "Row":
         """Summarize predictions."""
-        known = not np.isnan(predictions.novelty).all()
-        return cls(kind, strength, predictions.summary(), float(predictions.refused.mean()) if known else None)
+        return cls(kind, strength, predictions.summary(), predictions.share_refused)
 
 
 def robustness(
@@ -110,42 +111,34 @@ def robustness(
 def _load(checkpoint: str | Path, device: str) -> list[Predictor]:
     """Load the one model, or those of all folds."""
     file = find_checkpoint(str(checkpoint))
-    files = sorted(file.glob("*/best.ckpt")) if is_cross_validation(file) else [file]
-    models = [load_checkpoint(one) for one in files]
-    sizes = {(model.image_size, model.resize, model.data["positive_class"]) for model in models}
-    if len(sizes) > 1:
-        raise UserError(f"These runs are not the folds of one cross-validation. Received: {file}")
+    models = models_of_folds(file) if is_cross_validation(file) else [load_checkpoint(file)]
     return [Predictor(model, device) for model in models]
 
 
 def _ask_all(predictors: Sequence[Predictor], data: HistologyDataModule) -> Iterator[tuple[Shift, Predictions]]:
     """Answer for the unseen tiles, plain and under every shift."""
     seen = [seen_paths(predictor.model, data) for predictor in predictors]
-    unseen = torch.tensor([[tile.path not in paths for tile in data.tiles_of("test")] for paths in seen])
-    asked = unseen.any(0)
-    if not asked.any():
+    tiles = [tile for tile in data.tiles_of("test") if any(tile.path not in paths for paths in seen)]
+    if not tiles:
         raise UserError(
             "Every tile, or its patient, had a part in the checkpoint's training. Expected tiles that it has not seen, "
             f"such as those of its test. Received: {data.root}"
         )
     by_shift: dict[Shift, list[tuple[Tensor, Tensor]]] = {shift: [] for shift in (PLAIN, *shifts())}
-    paths: list[str] = []
-    position = 0
-    for batch in tqdm(data.test_dataloader(), desc="Altering", unit="batch"):
-        chosen = slice(position, position + len(batch["path"]))
-        position = chosen.stop
-        kept = asked[chosen]
-        paths += [path for path, one in zip(batch["path"], kept.tolist(), strict=True) if one]
+    thresholds: dict[str, float] = {}
+    for batch in tqdm(data.plain_dataloader(tiles), desc="Altering", unit="batch"):
+        unseen = torch.tensor([[path not in paths for path in batch["path"]] for paths in seen])
+        mean = unseen.double().T @ torch.tensor([p.model.threshold for p in predictors]).double() / unseen.sum(0)
+        thresholds |= zip(batch["path"], mean.tolist(), strict=True)
         for shift, found in by_shift.items():
-            images = shift.change(batch["image"][kept]) if kept.any() else batch["image"][:0]
-            found.append(_mean_answer(predictors, images, unseen[:, chosen][:, kept]))
-    threshold = unseen.double().T @ torch.tensor([p.model.threshold for p in predictors]).double() / unseen.sum(0)
+            found.append(_mean_answer(predictors, shift.change(batch["image"]), unseen))
     for shift, found in by_shift.items():
-        logits, novelty = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
-        of_path = dict(zip(paths, novelty, strict=True))
-        predictions = predictions_of(data, "test", dict(zip(paths, logits, strict=True)), Decision(), of_path)
-        by_path = dict(zip(paths, threshold[asked].tolist(), strict=True))
-        yield shift, replace(predictions, threshold=np.array([by_path[path] for path in predictions.path.tolist()]))
+        logits, novelty = (
+            dict(zip(thresholds, torch.cat(part).tolist(), strict=True)) for part in zip(*found, strict=True)
+        )
+        predictions = predictions_of(data, "test", logits, Decision(), novelty)
+        threshold = np.array([thresholds[path] for path in predictions.path.tolist()])
+        yield shift, replace(predictions, threshold=threshold)
 
 
 def _mean_answer(predictors: Sequence[Predictor], images: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +160,7 @@ def _mean_answer(predictors: Sequence[Predictor], images: Tensor, unseen: Tensor
             logits[row, unseen[row]] = answers.logits.double() / predictor.model.temperature
             if answers.novelty is not None:
                 novelty[row, unseen[row]] = answers.novelty.double()
-    return torch.logit(torch.sigmoid(logits).nanmean(0), eps=1e-12), novelty.nanmedian(0).values
+    return torch.logit(to_probability(logits).nanmean(0), eps=1e-12), novelty.nanmedian(0).values
 
 
 def _by_column(predictions: Predictions, data: HistologyDataModule) -> Iterator[Row]:

@@ -91,7 +91,7 @@ def evaluate(
     results = _results(unseen, decision, rule, model) | {
         "seen": seen,
         "warnings": [
-            *_doubts(model, predictor, tta),
+            *_doubts(predictor),
             *filter(None, (seen["note"], seen["case_note"])),
             *data.leak_warnings(),
         ],
@@ -126,9 +126,10 @@ def _announce(file: Path, model: TrainedModel, data: HistologyDataModule, tta: b
         log.info("  %s", note)
 
 
-def _doubts(model: TrainedModel, predictor: Predictor, tta: bool) -> list[str]:
+def _doubts(predictor: Predictor) -> list[str]:
+    model = predictor.model
     unfinished = [] if model.finished else [f"The checkpoint is {UNFINISHED}."]
-    found = [*unfinished, *([UNCALIBRATED_TTA] if tta and not model.decision_tta else [])]
+    found = [*unfinished, *([UNCALIBRATED_TTA] if predictor.tta and not model.decision_tta else [])]
     return found if predictor.tells_novelty else [*found, CANNOT_TELL]
 
 

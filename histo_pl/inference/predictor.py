@@ -21,8 +21,6 @@ from histo_pl.models.novelty import answer
 from histo_pl.models.views import dihedral_views
 from histo_pl.probability import label_of, to_probability
 
-BATCHES_AHEAD = 1
-
 
 @dataclass(frozen=True)
 class Prediction:

@@ -127,9 +127,7 @@ def load_folds(folder: Path) -> TrainedModel:
     Raises:
         UserError: A fold is missing, unfinished, or differs from the others in size, class or network.
     """
-    files = sorted(folder.glob("*/best.ckpt"))
-    models = [load_checkpoint(file) for file in files]
-    _check_folds(folder, files, models)
+    models = models_of_folds(folder)
     first = models[0]
     bands = [model.refer for model in models if model.refer is not None]
     novelties = [model.novelty for model in models if model.novelty is not None]
@@ -154,6 +152,24 @@ def load_folds(folder: Path) -> TrainedModel:
         training_hashes={tile: split for model in models for tile, split in model.training_hashes.items()},
         training_cases=[cases for model in models for cases in model.training_cases],
     )
+
+
+def models_of_folds(folder: Path) -> list[TrainedModel]:
+    """Load the models of all folds of a cross-validation, each by itself.
+
+    Args:
+        folder: The folder of the folds' folders.
+
+    Returns:
+        At least two.
+
+    Raises:
+        UserError: A fold is missing, unfinished, or differs from the others in size, class or network.
+    """
+    files = sorted(folder.glob("*/best.ckpt"))
+    models = [load_checkpoint(file) for file in files]
+    _check_folds(folder, files, models)
+    return models
 
 
 def _check_folds(folder: Path, files: Sequence[Path], models: Sequence[TrainedModel]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.tile import Split, Tile
-from histo_pl.models.novelty import SAMPLE, Novelty, features_of, logits_of
+from histo_pl.models.novelty import SAMPLE, Novelty, answer, features_of
 from histo_pl.models.views import mean_over_views
 from histo_pl.training.features import Features
 from histo_pl.training.module import TileClassifier
@@ -135,11 +135,8 @@ def _features(classifier: TileClassifier) -> Callable[[Tensor], Tensor]:
 
 def _logits_and_distances(classifier: TileClassifier, novelty: Novelty | None) -> Callable[[Tensor], Tensor]:
     def ask(images: Tensor) -> Tensor:
-        if novelty is None:
-            return classifier(images).float()[:, None]
-        features = features_of(classifier.network, images)
-        distances = novelty.to(images.device).distance(features)
-        return torch.stack((logits_of(classifier.network, images, features), distances), 1)
+        logits, distances = answer(classifier.network, novelty and novelty.to(images.device), images)
+        return torch.stack([logits, *([] if distances is None else [distances])], 1)  # the limit is 1 as yet
 
     return ask
 

@@ -6,7 +6,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from histo_pl.cli.program import job, run_program
+from histo_pl.cli.program import command_line, job, run_program
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
@@ -16,7 +16,7 @@ def main(config: DictConfig) -> None:
         from histo_pl.inference.run import predict
 
         arguments: Any = OmegaConf.to_container(config)
-        if predict(**arguments):
+        if predict(**arguments, command_line=command_line):
             sys.exit(1)
 
 

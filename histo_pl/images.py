@@ -3,14 +3,16 @@
 import io
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -22,6 +24,9 @@ EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RESIZE = "pillow-bilinear-antialias"  # of every training here: averages over the shrunken area
 KERAS_RESIZE = "pillow-nearest"  # of Keras's generators: `target_size` picks single pixels unless told otherwise
 OPENCV_RESIZE = "opencv-bilinear"  # of the notebook's prediction: `cv2.resize`, which does not average either
+
+ORIENTATION = ExifTags.Base.Orientation
+TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_check_pixels` refuses such a picture
 
@@ -68,7 +73,7 @@ def is_image(path: str | Path) -> bool:
     return os.path.splitext(path)[1].lower() in EXTENSIONS  # noqa: PTH122
 
 
-def read_rgb(path: str | Path) -> NDArray[np.uint8]:
+def read_rgb(path: str | Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
     """Read an image file as it is meant to be seen.
 
     JPEG (grayscale, CMYK, progressive), PNG (palette, alpha, 16-bit), TIFF, BMP and WebP. The EXIF orientation
@@ -76,15 +81,46 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
 
     Args:
         path: The file.
+        most_pixels: An image of more is refused; None: more than Pillow deems safe (`PIL.Image.MAX_IMAGE_PIXELS`).
 
     Returns:
         Pixels of shape (H, W, 3), RGB in [0, 255].
 
     Raises:
-        ImageError: The file does not exist, is no image, is damaged, or claims more pixels than Pillow deems
-            safe (`PIL.Image.MAX_IMAGE_PIXELS`).
+        ImageError: The file does not exist, is no image, is damaged, or claims too many pixels.
     """
-    return np.array(_open_rgb(path))
+    if most_pixels is None:
+        return np.array(_open_rgb(path))
+    with _safe_up_to(most_pixels):
+        return np.array(_open_rgb(path))
+
+
+@contextmanager
+def _safe_up_to(pixels: int) -> Iterator[None]:
+    """Let this process decode larger images for a while."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Read an image's width and height, as it is meant to be seen, from its header; it may be of any size.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ImageError: The file cannot be opened as an image.
+    """
+    try:
+        with _safe_up_to(sys.maxsize), Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(ORIENTATION, 1) in TURNED else (width, height)
+    except Exception as error:  # Pillow lets many kinds through from damaged headers
+        raise ImageError(f"This file is no image that can be opened ({error}). Received: {path}") from error
 
 
 def read_content(path: Path) -> bytes:
@@ -105,7 +141,7 @@ def read_content(path: Path) -> bytes:
         ) from error
 
 
-def decode_some(content: bytes, path: str | Path, most: int) -> NDArray[np.uint8]:
+def decode_some(content: bytes, path: str | Path, most: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode the bytes of an image file as `read_rgb` does, and take evenly spaced pixels.
 
     Args:
@@ -114,7 +150,7 @@ def decode_some(content: bytes, path: str | Path, most: int) -> NDArray[np.uint8
         most: Sides of at least twice this many pixels are thinned to at least this many.
 
     Returns:
-        Every n-th pixel of every n-th row, RGB in [0, 255], of shape (H', W', 3).
+        Every n-th pixel of every n-th row, RGB in [0, 255], of shape (H', W', 3); and the image's width and height.
 
     Raises:
         ImageError: As `read_rgb`.
@@ -122,10 +158,10 @@ def decode_some(content: bytes, path: str | Path, most: int) -> NDArray[np.uint8
     image = _open_rgb(path, content)
     across, down = (max(1, side // most) for side in image.size)
     if across == down == 1:
-        return np.array(image)
+        return np.array(image), image.size
     size = (-(-image.width // across), -(-image.height // down))
     every = (across, 0, (1 - across) / 2, 0, down, (1 - down) / 2)  # centres of pixels onto centres
-    return np.array(image.transform(size, Image.Transform.AFFINE, every, Image.Resampling.NEAREST))
+    return np.array(image.transform(size, Image.Transform.AFFINE, every, Image.Resampling.NEAREST)), image.size
 
 
 def read_format(path: str | Path) -> tuple[str, str]:
@@ -164,7 +200,24 @@ def read_tile(path: str | Path, size: int, resize: str = RESIZE) -> Tensor:
     Raises:
         ImageError: As `read_rgb`.
     """
-    image = _open_rgb(path)
+    return _squeeze(_open_rgb(path), size, resize)
+
+
+def squeeze_pixels(pixels: NDArray[np.uint8], size: int, resize: str = RESIZE) -> Tensor:
+    """Bring pixels to the size of a network's input, as `read_tile` does those of a file.
+
+    Args:
+        pixels: RGB of shape (H, W, 3).
+        size: Side of the square in pixels.
+        resize: One of `RESIZES`.
+
+    Returns:
+        uint8 tensor of shape (3, size, size), RGB in [0, 255].
+    """
+    return _squeeze(Image.fromarray(pixels), size, resize)
+
+
+def _squeeze(image: Image.Image, size: int, resize: str) -> Tensor:
     return _to_tensor(image) if image.size == (size, size) else RESIZES[resize](image, size)
 
 

@@ -1,10 +1,21 @@
-"""Probabilities and labels: the one sigmoid, and the one rule from a probability to a label."""
+"""Probabilities, labels and scores: the one sigmoid, the rules from a probability to a label, from tiles to a score."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 MALIGNANT, BENIGN = "Malignant", "Benign"
 UNLIKE, REFER = "Unlike training: refer", "Uncertain: refer"
+TOP = 10  # tiles
+SCORES: Mapping[str, str] = {  # of a case or a slide, and their names for people
+    "mean": "mean probability",
+    "max": "highest probability",
+    "top10": "mean of the ten highest probabilities",
+    "share": "share of tiles above the threshold",
+}
 
 
 def to_probability(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -39,3 +50,29 @@ def label_of(
     if refer is not None and refer[0] <= probability <= refer[1]:
         return REFER
     return MALIGNANT if probability > threshold else BENIGN
+
+
+def score_groups(
+    probability: NDArray[np.floating], called: NDArray[np.bool_], group: NDArray[np.int64], score: str
+) -> NDArray[np.float64]:
+    """Make one score of the tiles of each case or slide.
+
+    Args:
+        probability: Of N tiles, of shape (N,).
+        called: True where a tile is called malignant, of shape (N,).
+        group: The number of each tile's case, from 0 to G - 1, all present, of shape (N,).
+        score: One of `SCORES`.
+
+    Returns:
+        Of shape (G,), in [0, 1].
+    """
+    counts = np.bincount(group)
+    if score == "mean":
+        return np.bincount(group, probability) / counts
+    if score == "share":
+        return np.bincount(group, called) / counts
+    most = TOP if score == "top10" else 1
+    order = np.lexsort((-probability, group))
+    rank = np.arange(len(group)) - np.repeat(np.r_[0, counts.cumsum()[:-1]], counts)
+    highest = order[rank < most]
+    return np.bincount(group[highest], probability[highest]) / np.minimum(counts, most)

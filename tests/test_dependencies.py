@@ -10,12 +10,13 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "histo_pl"
-GROUND = {"appearance", "errors", "hardware", "images", "probability", "signals", "storage"}
+GROUND = {"appearance", "errors", "hardware", "images", "pages", "probability", "signals", "storage", "tables"}
 ROOMS: dict[str, set[str]] = {  # beside the ground modules
     "data": set(),
     "models": set(),
     "evaluation": {"data"},
-    "inference": {"models"},
+    "slides": set(),
+    "inference": {"models", "slides"},
     "interop": {"models"},
     "audit": {"data", "evaluation"},
     "training": {"data", "evaluation", "models"},
@@ -32,6 +33,7 @@ HEAVY = {  # packages that a room does not know
     "data": {"hydra", "omegaconf"},
     "models": {"hydra", "omegaconf", "lightning"},
     "evaluation": {"hydra", "omegaconf", "lightning"},
+    "slides": {"hydra", "omegaconf", "lightning", "torchvision"},
     "inference": {"hydra", "omegaconf", "lightning", "torchvision"},
     "interop": {"hydra", "omegaconf", "lightning", "torchvision"},
     "audit": {"hydra", "omegaconf", "lightning"},

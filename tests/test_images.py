@@ -138,4 +138,4 @@ def test_a_bad_file_gets_one_error_that_names_it(tmp_path: Path, damage, name: s
 def test_every_nth_pixel_is_taken_from_the_file(size: tuple[int, int], tmp_path: Path) -> None:
     file = draw_image(tmp_path / "a.png", size=size)
     across, down = (max(1, side // 64) for side in size)
-    assert (decode_some(file.read_bytes(), file, 64) == read_rgb(file)[::down, ::across]).all()
+    assert (decode_some(file.read_bytes(), file, 64)[0] == read_rgb(file)[::down, ::across]).all()

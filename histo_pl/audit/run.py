@@ -19,7 +19,6 @@ from histo_pl.appearance import LEAST_TISSUE, describe_colours, is_grey, sample_
 from histo_pl.audit.describe import advice, describe
 from histo_pl.audit.near_duplicates import Pair, find_near_duplicates, group
 from histo_pl.data.classes import means_malignant
-from histo_pl.data.csv import read_table
 from histo_pl.data.layout import SPLIT_FOLDERS
 from histo_pl.data.source import TileSet, make_source
 from histo_pl.data.splits import fold_groups
@@ -29,6 +28,7 @@ from histo_pl.evaluation.color_baseline import colour_only
 from histo_pl.evaluation.intervals import estimate
 from histo_pl.images import read_format, read_rgb
 from histo_pl.storage import atomic_write_text, new_folder, refuse_results
+from histo_pl.tables import read_table
 
 FOLDS = 5  # of the classification by colour
 REPORTED_DIFFERENCE = 0.1  # of the classes' shares

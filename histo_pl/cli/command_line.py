@@ -30,6 +30,7 @@ LITERAL_KEYS = (
     "embeddings.store.file",
     "img",
     "model.weights",
+    "mpp_file",
     "out",
     "resume",
     "run_dir",

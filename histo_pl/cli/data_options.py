@@ -13,7 +13,7 @@ from histo_pl.cli.mistakes import reason_of, similar_key
 from histo_pl.data.source import TileSource
 from histo_pl.errors import UserError
 
-OF_MODULE = ("name", "batch_size", "on_error", "blank", "inspections", "num_workers")  # beside those of the source
+OF_MODULE = ("name", "batch_size", "on_error", "blank", "inspections", "mpp", "num_workers")  # beside the source's
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histo_pl.appearance import LEAST_TISSUE
-from histo_pl.data.csv import describe_some
 from histo_pl.data.inspection import Inspections, inspect_files
 from histo_pl.data.source import TileSet
 from histo_pl.data.tile import Tile
 from histo_pl.errors import UserError
 from histo_pl.storage import atomic_write_text
+from histo_pl.tables import describe_some
 
 SHOWN_ERRORS = 20  # files in a message
 STOP, KEEP, SKIP = "stop", "keep", "skip"

@@ -20,6 +20,7 @@ from histo_pl.data.datasets import CacheReader, FileReader, Reader, Sample, Tile
 from histo_pl.data.hashing import stable_hash
 from histo_pl.data.leaks import leak_warnings
 from histo_pl.data.samplers import ShuffledSampler, UnpaddedDistributedSampler, class_weights
+from histo_pl.data.scale import scale_of
 from histo_pl.data.source import TileSet, make_source
 from histo_pl.data.splits import check_no_overlap, check_published, fingerprint, read_split, split_tiles, write_split
 from histo_pl.data.tile import SPLITS, Split, Tile
@@ -65,6 +66,8 @@ class HistologyDataModule(L.LightningDataModule):
         on_error: `stop` where files cannot be read, or `skip` them.
         blank: `keep` tiles with hardly any tissue, or `skip` them.
         inspections: A database that remembers checked files, see `inspection.inspect_files`; None: none.
+        mpp: Micrometres per pixel of all tiles, or the column that holds each tile's own; None: unknown. Slides are
+            read at the median.
         **source: The choice of tiles, classes and cases: the attributes of `TileSource`, such as `group_regex`.
     """
 
@@ -93,6 +96,7 @@ class HistologyDataModule(L.LightningDataModule):
         on_error: str = "stop",
         blank: str = "keep",
         inspections: str | Path | None = None,
+        mpp: float | str | None = None,
         **source: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
@@ -105,6 +109,7 @@ class HistologyDataModule(L.LightningDataModule):
         self.source_options = source
         self.on_error, self.blank = on_error, blank
         self.inspections_file = None if inspections is None else Path(inspections)
+        self.mpp = mpp
         self.split_file = split_file
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.folds, self.fold = folds, fold
@@ -155,6 +160,7 @@ class HistologyDataModule(L.LightningDataModule):
         self.positive_class, self.negative_class = found.classes.positive, found.classes.negative
         self.checked = check_tiles(found, self.on_error, self.blank, self.inspections_file)
         self.tiles = self.checked.tiles
+        self.median_mpp = scale_of(self.tiles, self.mpp)
         self.split_of = self._assign_splits(found)
         check_no_overlap(self.tiles, self.split_of)
         self._check_classes_in_splits()
@@ -173,8 +179,9 @@ class HistologyDataModule(L.LightningDataModule):
         Returns:
             name, synthetic, the class names, for each split the tiles, malignant tiles and cases (None where unknown),
             the number of cases with tiles of both classes, fingerprints of the split and of each split's contents, of a
-            cross-validation the fold and the number of folds, and the numbers of blank, grey and skipped tiles and of
-            those that the user's choice leaves out.
+            cross-validation the fold and the number of folds, the numbers of blank, grey and skipped tiles and of those
+            that the user's choice leaves out, the median mpp (None where unknown), and the median width and height of
+            the tiles' own files in pixels.
         """
         return dict(self._summary)
 
@@ -192,6 +199,8 @@ class HistologyDataModule(L.LightningDataModule):
             "mixed_cases": self._count_mixed_cases(),
             "fold": None if self.folds is None else [self.fold, self.folds],
             "checked": self.checked.counts(),
+            "mpp": self.median_mpp,
+            "tile_size": self._median_size(),
         }
 
     @property
@@ -384,6 +393,10 @@ class HistologyDataModule(L.LightningDataModule):
         if not self.has_cases:
             return None
         return len({(tile.case, tile.class_name) for tile in self.tiles}) - len({tile.case for tile in self.tiles})
+
+    def _median_size(self) -> list[int]:
+        sizes = self.checked.inspections.sizes_of([tile.path for tile in self.tiles])
+        return np.median(sizes, axis=0).round().astype(int).tolist()
 
     def _counts(self, split: Split) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.split_of[tile.path] == split]

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from histo_pl.data.csv import read_table
 from histo_pl.data.tile import Tile
 from histo_pl.errors import UserError
+from histo_pl.tables import read_table
 
 Name = TypeVar("Name", bound=Hashable)
 

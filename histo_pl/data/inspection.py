@@ -1,7 +1,7 @@
 """Inspection of image files: each is read and decoded once, before it is trusted, and remembered while it is unchanged.
 
-One reading gives all that is to be known of a file before a training: its hash, whether it can be decoded, its colours,
-and how much of it is tissue.
+One reading gives all that is to be known of a file before a training: its hash, whether it can be decoded, its size,
+its colours, and how much of it is tissue.
 """
 
 import logging
@@ -25,13 +25,14 @@ from histo_pl.images import decode_some, read_content
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what is remembered: raise it when a number changes
+VERSION = 2  # of what is remembered: raise it when a number changes
+TABLE = f"files_{VERSION}"  # an older version's table stays as it is
 CHUNK = 64  # files a task
 SAVED_AT_ONCE = 4096  # files
 PATIENCE = 60.0  # seconds to wait for another process that writes
 QUIET = 2.0  # seconds without a progress bar
 
-Row = tuple[str, float, bool, bytes]  # hash, share of tissue, grey, colours
+Row = tuple[str, float, bool, bytes, int, int]  # hash, share of tissue, grey, colours, width, height
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Inspections:
         tissue: Share of each tile that is tissue, of shape (N,).
         grey: True for a tile without colour, of shape (N,).
         colours: See `appearance.describe_colours`, of shape (N, 21).
+        sizes: Width and height in pixels, of shape (N, 2).
     """
 
     hashes: dict[str, str]
@@ -53,6 +55,7 @@ class Inspections:
     tissue: NDArray[np.float32]
     grey: NDArray[np.bool_]
     colours: NDArray[np.float64]
+    sizes: NDArray[np.int64]
 
     def is_blank(self, path: str) -> bool:
         """Return whether a tile holds hardly any tissue."""
@@ -65,6 +68,10 @@ class Inspections:
     def colours_of(self, paths: Sequence[str]) -> NDArray[np.float64]:
         """Return the colours of some tiles, of shape (N, 21), see `appearance.describe_colours`."""
         return self.colours[[self.index[path] for path in paths]]
+
+    def sizes_of(self, paths: Sequence[str]) -> NDArray[np.int64]:
+        """Return the width and height of some tiles in pixels, of shape (N, 2)."""
+        return self.sizes[[self.index[path] for path in paths]]
 
 
 def inspect_files(root: Path, paths: Sequence[str], store: Path | None = None) -> Inspections:
@@ -105,6 +112,7 @@ def inspect_files(root: Path, paths: Sequence[str], store: Path | None = None) -
         tissue=np.array([rows[path][1] for path in readable], np.float32),
         grey=np.array([rows[path][2] for path in readable], bool),
         colours=np.frombuffer(b"".join(rows[path][3] for path in readable)).reshape(-1, COLOURS),
+        sizes=np.array([rows[path][4:] for path in readable], np.int64).reshape(-1, 2),
     )
 
 
@@ -120,10 +128,12 @@ def _inspect(file: Path) -> Row | str:
     """Read one file; return what is wrong with it where it cannot be read."""
     try:
         content = read_content(file)
-        sample = sample_pixels(decode_some(content, file, SAMPLES))
+        pixels, size = decode_some(content, file, SAMPLES)
     except ImageError as error:
         return str(error)
-    return content_hash(content), tissue_share(sample), is_grey(sample), describe_colours(sample).tobytes()
+    sample = sample_pixels(pixels)
+    colours = describe_colours(sample).tobytes()
+    return content_hash(content), tissue_share(sample), is_grey(sample), colours, *size
 
 
 def _stamp(file: Path) -> str | None:
@@ -132,7 +142,7 @@ def _stamp(file: Path) -> str | None:
         state = os.stat(file)  # noqa: PTH116
     except OSError:
         return None
-    return f"{VERSION} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
+    return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
 
 
 class _Memory:
@@ -147,16 +157,16 @@ class _Memory:
         for path, stamp, *row in self._run(self._select):
             name = os.fsdecode(path)
             if stamps.get(name) == stamp:
-                yield name, (row[0], row[1], bool(row[2]), row[3])
+                yield name, (row[0], row[1], bool(row[2]), *row[3:])
 
     def save(self, rows: Mapping[str, Row], stamps: Mapping[str, str]) -> None:
         """Remember findings."""
         values = [(self.root, os.fsencode(path), stamps[path], *row) for path, row in rows.items() if path in stamps]
-        self._run(lambda database: database.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values))
+        self._run(lambda database: database.executemany(f"REPLACE INTO {TABLE} VALUES ({', '.join('?' * 9)})", values))
 
     def _select(self, database: sqlite3.Connection) -> list[tuple]:
-        columns = "path, stamp, hash, tissue, grey, colours"
-        return database.execute(f"SELECT {columns} FROM files WHERE root = ?", (self.root,)).fetchall()
+        columns = "path, stamp, hash, tissue, grey, colours, width, height"
+        return database.execute(f"SELECT {columns} FROM {TABLE} WHERE root = ?", (self.root,)).fetchall()
 
     def _run(self, query: Callable[[sqlite3.Connection], Iterable[tuple]]) -> list[tuple]:
         if not self.usable:
@@ -165,8 +175,8 @@ class _Memory:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.file, timeout=PATIENCE)) as database, database:
                 database.execute(
-                    "CREATE TABLE IF NOT EXISTS files (root BLOB, path BLOB, stamp TEXT, hash TEXT, tissue REAL, "
-                    "grey INTEGER, colours BLOB, PRIMARY KEY (root, path)) WITHOUT ROWID"
+                    f"CREATE TABLE IF NOT EXISTS {TABLE} (root BLOB, path BLOB, stamp TEXT, hash TEXT, tissue REAL, "
+                    "grey INTEGER, colours BLOB, width INTEGER, height INTEGER, PRIMARY KEY (root, path)) WITHOUT ROWID"
                 )
                 return list(query(database))
         except (sqlite3.Error, OSError) as error:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from histo_pl.data.classes import CLASSES, ClassChoice, Classes
-from histo_pl.data.csv import describe_some
 from histo_pl.data.groups import apply_group_file
 from histo_pl.data.layout import ClassFolders, FoundFile, Listing, list_root, read_folders
 from histo_pl.data.selection import as_list, path_filter, unmatched_patterns
 from histo_pl.data.table import read_cases, read_labels
 from histo_pl.data.tile import Tile, case_of
 from histo_pl.errors import UserError
+from histo_pl.tables import describe_some
 
 CLASS_FOLDER = "class folder"  # the column of the folder among several of one class
 MAGNIFICATION = "magnification"  # the column that data.magnification chooses by

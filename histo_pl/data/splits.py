@@ -5,11 +5,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
-from histo_pl.data.csv import read_table
 from histo_pl.data.hashing import stable_hash
 from histo_pl.data.tile import SPLITS, Split, Tile
 from histo_pl.errors import UserError
 from histo_pl.storage import atomic_write_text
+from histo_pl.tables import read_table
 
 COLUMNS = ("path", "class", "case", "split")
 

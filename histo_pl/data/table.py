@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from histo_pl.data.csv import describe_some, read_table
 from histo_pl.data.layout import SPLIT_FOLDERS, Listing
 from histo_pl.data.tile import Split, Tile
 from histo_pl.errors import UserError
+from histo_pl.tables import describe_some, read_table
 
 NAMES: Mapping[str, str] = {"path": "path", "label": "label", "case": "case", "split": "split"}
 REQUIRED = ("path", "label")

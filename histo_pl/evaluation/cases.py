@@ -1,24 +1,16 @@
 """Results by case: the truth and the score of a patient, from those of his tiles."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration, choose_threshold
 from histo_pl.evaluation.predictions import Predictions
+from histo_pl.probability import SCORES, score_groups
 
 TRUTHS = ("any",)
-TOP = 10  # tiles
-SCORES: Mapping[str, str] = {  # and their names for people
-    "mean": "mean probability",
-    "max": "highest probability",
-    "top10": "mean of the ten highest probabilities",
-    "share": "share of tiles above the threshold",
-}
 OF_PROBABILITIES = ("brier", "log_loss", "ece")  # metrics that mean nothing of a score
 
 
@@ -116,23 +108,10 @@ def by_case(predictions: Predictions, rule: CaseRule) -> Predictions | None:
         case=names,
         group=predictions.group[first],
         malignant=np.bincount(case, predictions.malignant) > 0,
-        probability=_scores(predictions, case, rule.score),
+        probability=score_groups(predictions.probability, predictions.called, case, rule.score),
         threshold=threshold if rule.threshold is None else np.full(len(names), rule.threshold),
         novelty=np.full(len(names), np.nan),
     )
-
-
-def _scores(predictions: Predictions, case: NDArray[np.int64], score: str) -> NDArray[np.float64]:
-    counts = np.bincount(case)
-    if score == "mean":
-        return np.bincount(case, predictions.probability) / counts
-    if score == "share":
-        return np.bincount(case, predictions.called) / counts
-    most = TOP if score == "top10" else 1
-    order = np.lexsort((-predictions.probability, case))
-    rank = np.arange(len(case)) - np.repeat(np.r_[0, counts.cumsum()[:-1]], counts)
-    highest = order[rank < most]
-    return np.bincount(case[highest], predictions.probability[highest]) / np.minimum(counts, most)
 
 
 def summarize_cases(cases: Predictions | None, rule: CaseRule) -> dict[str, Any] | None:

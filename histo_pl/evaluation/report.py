@@ -1,6 +1,5 @@
 """The report of a run or an evaluation: one HTML file that needs no other, for the screen and for print."""
 
-import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -8,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 from histo_pl.data.check import describe_counts
 from histo_pl.errors import ImageError
@@ -23,9 +20,9 @@ from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate, format_number
 from histo_pl.images import read_rgb
-from histo_pl.storage import atomic_write_text
+from histo_pl.pages import embed_jpeg, write_page
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 WORST = 12  # mistakes shown, of each kind half
 THUMBNAIL = 132  # pixels
 HEADLINES = ("auroc", "balanced_accuracy", "sensitivity", "specificity")
@@ -91,9 +88,9 @@ class Report:
             file: The HTML file.
             drawn: The figures that `figures` returns.
         """
-        folder = jinja2.FileSystemLoader(Path(__file__).parent)
-        page = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
-        text = page.get_template(TEMPLATE).render(
+        write_page(
+            TEMPLATE,
+            file,
             title=self.title,
             notes=self.notes,
             cards=_cards(self.levels),
@@ -108,8 +105,6 @@ class Report:
             settings=self.settings,
             limits=LIMITS,
         )
-        with atomic_write_text(file, errors="backslashreplace") as stream:
-            stream.write(text)
 
 
 def _cards(levels: Levels) -> list[dict[str, str]]:
@@ -284,13 +279,9 @@ def _mistake(predictions: Predictions, index: int, root: Path) -> dict[str, str]
 def _thumbnail(file: Path) -> str:
     """Shrink an image to a JPEG in base64; empty if the file is gone."""
     try:
-        image = Image.fromarray(read_rgb(file))
+        return embed_jpeg(read_rgb(file), THUMBNAIL)
     except ImageError:
         return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=85)
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 def _training(epochs: Sequence[Mapping[str, float]], results: Mapping[str, Any]) -> dict[str, Any] | None:

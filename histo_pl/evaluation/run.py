@@ -92,6 +92,7 @@ def evaluate(
         "seen": seen,
         "warnings": [
             *_doubts(predictor),
+            *filter(None, (model.other_scale(data.median_mpp),)),
             *filter(None, (seen["note"], seen["case_note"])),
             *data.leak_warnings(),
         ],

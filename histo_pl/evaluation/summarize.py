@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from histo_pl.data.csv import read_table
 from histo_pl.errors import UserError
 from histo_pl.evaluation import plots
 from histo_pl.evaluation.cases import CaseRule, by_case, explain_cases, summarize_cases
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate
 from histo_pl.storage import atomic_write_text
+from histo_pl.tables import read_table
 
 SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity", "specificity")
 NEEDED = ("path", "class", "case", "split", "malignant", "probability", "threshold")

@@ -1,11 +1,13 @@
 """A trained model's opinion on image files."""
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,9 +19,13 @@ from histo_pl.images import read_tile
 from histo_pl.inference.files import find_images
 from histo_pl.models.checkpoint import TrainedModel
 from histo_pl.models.ensemble import FoldEnsemble, join_folds
+from histo_pl.models.evidence import Evidence, explain, method_for
 from histo_pl.models.novelty import answer
 from histo_pl.models.views import dihedral_views
 from histo_pl.probability import label_of, to_probability
+
+Item = TypeVar("Item")
+READ_AHEAD = 2  # batches that are read while the network looks at another
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,23 @@ class Predictor:
         """
         return to_probability(self.logits(images), self.model.temperature)
 
+    def explain(self, images: Tensor, method: str | bool = True) -> Evidence:
+        """Compute evidence maps: the contribution of each place to the logit.
+
+        Args:
+            images: uint8 of shape (B, 3, S, S), RGB in [0, 255], at the model's image size.
+            method: One of `evidence.METHODS`; True: the most faithful that the network allows.
+
+        Returns:
+            The maps, of the tiles as they are, whatever `tta`.
+
+        Raises:
+            UserError: The images or the method are not as expected, or captum is needed and not installed.
+        """
+        self._check(images)
+        with full_precision():
+            return explain(self.network, images.to(self.device), method_for(self.network, method))
+
     def _check(self, images: Tensor) -> None:
         size = self.model.image_size
         is_tensor = isinstance(images, Tensor)
@@ -187,22 +210,48 @@ class Predictor:
             One prediction a file.
         """
         files = find_images(str(files)) if isinstance(files, str | Path) else [Path(file) for file in files]
-        batches = [files[start : start + self.batch_size] for start in range(0, len(files), self.batch_size)]
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            reading = [pool.submit(self._read, file) for file in batches[0]] if batches else []
-            for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
-                tiles = [tile.result() for tile in reading]
-                reading = [pool.submit(self._read, file) for file in following]  # while the network looks at these
-                yield from self._predict_batch(batch, tiles)
+        for batch in self.stream(files, lambda file: read_tile(file, self.model.image_size, self.model.resize)):
+            yield from batch
 
-    def _predict_batch(self, files: Sequence[Path], tiles: Sequence[Tensor | ImageError]) -> Iterator[Prediction]:
+    def stream(self, items: Iterable[Item], read: Callable[[Item], Tensor]) -> Iterator[list[Prediction]]:
+        """Answer for a stream of pictures, which threads read ahead while the network looks at others.
+
+        Args:
+            items: Names of pictures, such as files or the places of a slide's tiles; taken as they are needed.
+            read: Reads one, uint8 of shape (3, S, S), at the model's image size; called by several threads.
+
+        Yields:
+            The predictions of each batch, in order; one that raised an `ImageError` gets it as its answer.
+        """
+
+        def attempt(item: Item) -> Tensor | ImageError:
+            try:
+                return read(item)
+            except ImageError as error:
+                return error
+
+        rest = iter(items)
+        reading: deque[tuple[list[Item], list[Future[Tensor | ImageError]]]] = deque()
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            while batch := list(islice(rest, self.batch_size)):
+                reading.append((batch, [pool.submit(attempt, item) for item in batch]))
+                if len(reading) > READ_AHEAD:
+                    yield self._predict_batch(*reading.popleft())
+            while reading:
+                yield self._predict_batch(*reading.popleft())
+
+    def _predict_batch(
+        self, names: Sequence[object], reading: Sequence[Future[Tensor | ImageError]]
+    ) -> list[Prediction]:
+        tiles = [future.result() for future in reading]
         readable = [tile for tile in tiles if isinstance(tile, Tensor)]
         answers = self._rows(torch.stack(readable)) if readable else iter(())
-        for file, tile in zip(files, tiles, strict=True):
-            if isinstance(tile, ImageError):
-                yield Prediction(str(file), None, None, str(tile), self.model.trained_on)
-            else:
-                yield self._answer(file, tile, *next(answers))
+        return [
+            Prediction(str(name), None, None, str(tile), self.model.trained_on)
+            if isinstance(tile, ImageError)
+            else self._answer(str(name), tile, *next(answers))
+            for name, tile in zip(names, tiles, strict=True)
+        ]
 
     def _rows(self, images: Tensor) -> Iterator[tuple[float, float | None, float | None]]:
         """Compute the probability of each of the (B,) images, its spread among the folds, and the novelty."""
@@ -213,20 +262,14 @@ class Predictor:
         ]
         return zip(probabilities.tolist(), *columns, strict=True)
 
-    def _read(self, file: Path) -> Tensor | ImageError:
-        try:
-            return read_tile(file, self.model.image_size, self.model.resize)
-        except ImageError as error:
-            return error
-
     def _answer(
-        self, file: Path, tile: Tensor, probability: float, spread: float | None, novelty: float | None
+        self, file: str, tile: Tensor, probability: float, spread: float | None, novelty: float | None
     ) -> Prediction:
         if math.isnan(probability):
             reason = f"The model's answer is no number: its weights have diverged. Received: {file}"
-            return Prediction(str(file), None, None, reason, self.model.trained_on)
+            return Prediction(file, None, None, reason, self.model.trained_on)
         label = label_of(probability, self.model.threshold, self.model.refer, novelty)
-        return Prediction(str(file), probability, label, None, self.model.trained_on, spread, novelty, self._note(tile))
+        return Prediction(file, probability, label, None, self.model.trained_on, spread, novelty, self._note(tile))
 
     def _note(self, tile: Tensor) -> str | None:
         """Say what is unusual about a tile, uint8 of shape (3, S, S)."""

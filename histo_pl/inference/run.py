@@ -1,19 +1,37 @@
-"""Prediction of image files: a table for a person, and a file if asked."""
+"""Prediction of images: a table for a person, a file if asked, and a folder of maps for slides and evidence."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from histo_pl.errors import UserError
 from histo_pl.hardware import keep_freed_memory as keep_memory
-from histo_pl.images import OPENCV_RESIZE
+from histo_pl.images import OPENCV_RESIZE, read_rgb, read_size, squeeze_pixels
 from histo_pl.inference.files import find_images, find_others
-from histo_pl.inference.predictor import Predictor
-from histo_pl.inference.table import check_format, format_table, write_table
+from histo_pl.inference.pictures import write_evidence
+from histo_pl.inference.predictor import Prediction, Predictor
+from histo_pl.inference.slide_options import LARGE, SlideOptions
+from histo_pl.inference.slide_report import write_report
+from histo_pl.inference.slide_run import (
+    CommandLine,
+    ask_slides,
+    format_summaries,
+    names_of,
+    open_folder,
+    write_summaries,
+)
+from histo_pl.inference.table import FORMATS, check_format, format_table, write_table
 from histo_pl.models.checkpoint import CANNOT_TELL, SYNTHETIC, UNCALIBRATED_TTA, TrainedModel, find_checkpoint
 from histo_pl.models.ensemble import load_model
+from histo_pl.models.evidence import method_for
+from histo_pl.slides.opening import is_slide
+from histo_pl.tables import describe_some
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
+EVIDENCE = "evidence"  # the folder of the tiles' maps
+TABLE = "predictions.csv"  # of the tiles beside slides
 
 
 def predict(
@@ -25,19 +43,25 @@ def predict(
     preprocess: str | None = None,
     tta: bool = False,
     keep_freed_memory: bool = True,
+    command_line: CommandLine = lambda *_: None,
+    **slide_options: Any,  # noqa: ANN401
 ) -> int:
     """Print a table of predictions, and write it if asked.
 
+    Slides, and images much larger than the training tiles, are cut into tiles, and a folder is written with their maps.
+
     Args:
         ckpt: A checkpoint's path, or `latest`.
-        img: An image file, a folder or a pattern.
-        out: A .csv or .json file to write.
+        img: An image file, a slide, a folder or a pattern.
+        out: A .csv or .json file to write; with slides or evidence maps a folder; None: predictions/DAY/TIME for those.
         device: See `Predictor`.
         batch_size: Number of files a batch, at least 1.
         preprocess: The resize to the network's size. None: that of its training; `opencv`: that of the
             notebook's prediction.
         tta: See `Predictor`.
         keep_freed_memory: Keep freed memory for the next tensor, see `hardware.keep_freed_memory`.
+        command_line: Writes this run's command with some keys changed, for the message of a stopped run.
+        **slide_options: The arguments of `SlideOptions.of`.
 
     Returns:
         The exit status: 0, or 1 if any file has no answer.
@@ -47,30 +71,134 @@ def predict(
     """
     if keep_freed_memory:
         keep_memory()
+    options = SlideOptions.of(**slide_options)
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
     passed_over = find_others(str(img))
-    if out is not None:
-        check_format(Path(out))
     predictor = Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
-    predictions = list(predictor.predict(files))
-    errors = [p.error for p in predictions if p.error]
-    if errors and files == [Path(str(img))]:
-        raise UserError(errors[0])
+    if options.explain is not False:
+        method_for(predictor.network, options.explain)
+    tiled = [file for file in files if options.is_tiled(file, predictor.model)]
+    plain = [file for file in files if file not in set(tiled)]
+    wants_folder = bool(tiled) or options.explain is not False
+    _check_out(out, wants_folder=wants_folder)
+    folder = None
+    if wants_folder:
+        settings = options.settings() | {"batch_size": batch_size, "tta": tta, "preprocess": preprocess}
+        folder = open_folder(out, checkpoint, settings, command_line)
     print(f"Model: {checkpoint}, trained on: {predictor.model.trained_on}", file=sys.stderr)
-    print(format_table(predictions))
-    if out is not None:
-        write_table(predictions, Path(out))
-    if tta and not predictor.model.decision_tta:
-        print(UNCALIBRATED_TTA, file=sys.stderr)
-    if not predictor.tells_novelty:
-        print(CANNOT_TELL, file=sys.stderr)
-    if passed_over:
-        print(f"Passed over, as no images: {len(passed_over)} files, such as {passed_over[0]}", file=sys.stderr)
-    if predictor.model.data["synthetic"]:
-        print(SYNTHETIC, file=sys.stderr)
+    _announce(tiled, plain, predictor.model, options)
+    single = files[0] if files == [Path(str(img))] else None
+    table = folder / TABLE if folder else Path(out) if out else None
+    errors = _predict_plain(predictor, plain, single, table) if plain else []
+    if plain and folder and options.explain is not False:
+        _write_evidence(predictor, plain, folder / EVIDENCE, options)
+    if tiled and folder:
+        errors += _predict_slides(predictor, tiled, single, folder, options)
+    for note in _notes(predictor, passed_over):
+        print(note, file=sys.stderr)
+    if folder:
+        print(f"Everything is in {folder}{'; look at report.html' if tiled else ''}.", file=sys.stderr)
     if errors:
         print(f"{len(errors)} of {len(files)} files have no answer.", file=sys.stderr)
     return int(bool(errors))
+
+
+def _check_out(out: str | None, *, wants_folder: bool) -> None:
+    if out is None:
+        return
+    if not wants_folder:
+        check_format(Path(out))
+    elif Path(out).suffix.lower() in FORMATS or Path(out).is_file():
+        raise UserError(
+            f"Slides and evidence maps are written into a folder. Expected out=FOLDER, or none for "
+            f"predictions/DAY/TIME. Received: out={out}"
+        )
+
+
+def _announce(tiled: Sequence[Path], plain: Sequence[Path], model: TrainedModel, options: SlideOptions) -> None:
+    """Name the images that are cut into tiles although they are no slides, and the large ones that are not."""
+    large = [file for file in tiled if not is_slide(file)]
+    if large and options.tile is None and model.tile_size:
+        width, height = model.tile_size
+        print(
+            f"Larger than twice the training tiles, and so cut into tiles of their size, {width}x{height} pixels, or "
+            f"of their field of view where the scale is known: {describe_some([str(file) for file in large], 1)}. "
+            f"tile=false squeezes the whole.",
+            file=sys.stderr,
+        )
+    note = model.other_scale(options.scale.mpp) if plain else None
+    if note:
+        print(note, file=sys.stderr)
+    if plain and options.tile is None and model.tile_size is None:
+        _warn_of_large(plain, model)
+
+
+def _warn_of_large(plain: Sequence[Path], model: TrainedModel) -> None:
+    """Say that an older checkpoint does not know the size of its training tiles, if an image is large."""
+    for file in plain:
+        try:
+            size = read_size(file)
+        except UserError:
+            continue
+        if max(size) > LARGE * model.image_size:
+            print(
+                f"Squeezed whole, as this checkpoint does not say the size of its training tiles: {file} "
+                f"({size[0]}x{size[1]} pixels), perhaps others. tile=PIXELS cuts it into tiles.",
+                file=sys.stderr,
+            )
+            return
+
+
+def _predict_plain(predictor: Predictor, files: Sequence[Path], single: Path | None, table: Path | None) -> list[str]:
+    """Print and write the answers about whole images; return the errors."""
+    predictions: list[Prediction] = list(predictor.predict(files))
+    errors = [p.error for p in predictions if p.error]
+    if errors and single:
+        raise UserError(errors[0])
+    print(format_table(predictions))
+    if table is not None:
+        write_table(predictions, table)
+    return errors
+
+
+def _write_evidence(predictor: Predictor, files: Sequence[Path], folder: Path, options: SlideOptions) -> None:
+    """Draw the evidence map of each readable image."""
+    model = predictor.model
+    for file, name in zip(files, names_of(files), strict=True):
+        try:
+            pixels = read_rgb(file)
+        except UserError:
+            continue  # the table has its error
+        image = squeeze_pixels(pixels, model.image_size, model.resize)[None]
+        probability = float(predictor.probabilities(image))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture = folder / f"{name}.png"
+        write_evidence(picture, pixels, predictor.explain(image, options.explain), probability, name)
+
+
+def _predict_slides(
+    predictor: Predictor, files: Sequence[Path], single: Path | None, folder: Path, options: SlideOptions
+) -> list[str]:
+    """Answer for slides, print their table and write the run's folder; return the errors."""
+    summaries = ask_slides(predictor, files, folder, options)
+    errors = [one["error"] for one in summaries if one.get("error")]
+    if errors and single:
+        raise UserError(errors[0])
+    print(format_summaries(summaries))
+    write_summaries(folder / "slides.csv", summaries)
+    title = f"Slides: the opinion of a model trained on {predictor.model.trained_on}"
+    write_report(folder / "report.html", title, _notes(predictor, ()), summaries)
+    return errors
+
+
+def _notes(predictor: Predictor, passed_over: Sequence[Path]) -> list[str]:
+    """List what a reader must know of the answers."""
+    return [
+        *([UNCALIBRATED_TTA] if predictor.tta and not predictor.model.decision_tta else []),
+        *([] if predictor.tells_novelty else [CANNOT_TELL]),
+        *([f"Passed over, as no images: {len(passed_over)} files, such as {passed_over[0]}"] if passed_over else []),
+        *([SYNTHETIC] if predictor.model.data["synthetic"] else []),
+    ]
 
 
 def _load(checkpoint: Path, preprocess: str | None) -> TrainedModel:

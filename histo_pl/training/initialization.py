@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from histo_pl.data import HistologyDataModule
-from histo_pl.data.csv import read_table
 from histo_pl.data.splits import describe_difference
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE
@@ -24,6 +23,7 @@ from histo_pl.models.checkpoint import (
 )
 from histo_pl.models.pretrained import BUNDLED, PRETRAINED, SOURCES, load_encoder
 from histo_pl.storage import load_tensors
+from histo_pl.tables import read_table
 from histo_pl.training.freezing import ALL
 
 log = logging.getLogger(__name__)

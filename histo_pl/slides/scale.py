@@ -1,0 +1,94 @@
+"""Micrometres per pixel (mpp) of slides: from the user, or the file, and never a guess."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from histo_pl.errors import UserError
+from histo_pl.tables import read_table
+
+PLAUSIBLE = (0.01, 20.0)  # micrometres per pixel of a microscope; beyond lie the dots an inch of print
+AT_ONE = 10.0  # micrometres per pixel of an objective of 1x by the scanners' convention: 0.5 at 20x, 0.25 at 40x
+COLUMNS = ("slide", "mpp")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the user says of the slides' scale.
+
+    Attributes:
+        mpp: Micrometres per pixel at full resolution of all slides; None: not said.
+        of_slide: Those of single slides by their files' names.
+    """
+
+    mpp: float | None = None
+    of_slide: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, mpp: float | None, magnification: float | None, mpp_file: str | None) -> "Scale":
+        """Check what was said.
+
+        Args:
+            mpp: Micrometres per pixel at full resolution.
+            magnification: The objective's, such as 20, instead of it.
+            mpp_file: A CSV with the columns slide (a file's name) and mpp.
+
+        Raises:
+            UserError: A number is out of range, both are given, or the table is not as expected.
+        """
+        if mpp is not None and magnification is not None:
+            raise UserError(
+                f"The scale is given twice. Expected mpp or magnification. Received: mpp={mpp} "
+                f"magnification={magnification}"
+            )
+        for key, value in (("mpp", mpp), ("magnification", magnification)):
+            if value is not None and (isinstance(value, bool | str) or not 0 < value < math.inf):
+                raise UserError(f"{key} is out of range. Expected a number above 0. Received: {key}={value}")
+        if magnification is not None:
+            mpp = AT_ONE / magnification
+        return cls(mpp, {} if mpp_file is None else _read_table(Path(mpp_file)))
+
+    def find(self, path: Path, from_file: float | None) -> float | None:
+        """Return a slide's micrometres per pixel: what the user says, else what the file says; None: unknown.
+
+        Args:
+            path: The slide's file.
+            from_file: What the file says.
+        """
+        said = self.of_slide.get(path.name, self.mpp)
+        if said is not None:
+            return said
+        is_plausible = from_file is not None and PLAUSIBLE[0] <= from_file <= PLAUSIBLE[1]
+        return from_file if is_plausible else None
+
+
+def unknown_scale(path: Path) -> UserError:
+    """Make the error of a slide whose scale nobody says.
+
+    Args:
+        path: The slide's file.
+    """
+    return UserError(
+        f"The micrometres per pixel of this slide are unknown: the file does not say them. Expected one of four: a "
+        f"file that says them, mpp=0.5, magnification=20, or mpp_file=TABLE.csv with the columns "
+        f"{' and '.join(COLUMNS)}; or tile=PIXELS, a tile's width at full resolution, which needs no scale. "
+        f"Received: {path}"
+    )
+
+
+def _read_table(file: Path) -> dict[str, float]:
+    return {row["slide"]: _number(row, file) for row in read_table(file, "mpp_file", COLUMNS)}
+
+
+def _number(row: Mapping[str, str], file: Path) -> float:
+    try:
+        number = float(row["mpp"])
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(
+            f"mpp_file does not hold micrometres per pixel. Expected a number above 0. Received: "
+            f"{row['mpp'] or 'nothing'} for {row['slide']} in {file}"
+        )
+    return number

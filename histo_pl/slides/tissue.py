@@ -1,0 +1,141 @@
+"""Tissue of a slide, found on its thumbnail: by colour, without pen marks, blood, borders, specks and holes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from histo_pl.appearance import BRIGHTEST, DARKEST, GREY
+from histo_pl.slides.slide import Pixels
+
+LONGEST = 2048  # pixels of the thumbnail's longer side
+PER_TILE = 16  # pixels of the thumbnail a tile's side, unless the thumbnail becomes too large
+LEAST_CHROMA, MOST_CHROMA = 8, 20  # levels of 255 that Otsu's threshold stays within: glass has tints, tissue is pale
+RED = 0.35  # blue exceeds green by at least this share of what red does in eosin, not in blood and red ink
+VIVID = 60  # levels of 255 by which the channels of ink and blood differ at least
+SPECK, HOLE = 0.25, 0.6  # widths in tiles: narrower tissue is a speck, a narrower gap is part of the tissue
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """The tissue of a slide.
+
+    Attributes:
+        mask: True where there is tissue, of shape (H, W), which covers the whole slide.
+        size: The slide's width and height at full resolution, in pixels.
+    """
+
+    mask: NDArray[np.bool_]
+    size: tuple[int, int]
+
+    @property
+    def area(self) -> float:
+        """The tissue's area in pixels at full resolution."""
+        return float(self.mask.mean()) * self.size[0] * self.size[1]
+
+    @cached_property
+    def _sums(self) -> NDArray[np.int64]:
+        """Number of tissue pixels above and left of each corner, of shape (H + 1, W + 1)."""
+        return np.pad(self.mask.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+
+    def shares(self, left: NDArray[np.int64], top: NDArray[np.int64], width: int, height: int) -> NDArray[np.float64]:
+        """Compute the share of tissue in rectangles, their parts beyond the slide left out.
+
+        Args:
+            left: Of shape (N,), in pixels at full resolution, within the slide.
+            top: Of shape (N,), the same.
+            width: Of all rectangles.
+            height: Of all rectangles.
+
+        Returns:
+            Of shape (N,), in [0, 1].
+        """
+        rows, columns = self.mask.shape
+        x0, x1 = _span(left, width, self.size[0], columns)
+        y0, y1 = _span(top, height, self.size[1], rows)
+        sums = self._sums
+        return (sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]) / ((x1 - x0) * (y1 - y0))
+
+
+def _span(start: NDArray[np.int64], length: int, whole: int, pixels: int) -> tuple[NDArray, NDArray]:
+    """Return the first pixel of a mask that a span covers, and the first that it does not; at least one is covered."""
+    first = np.minimum(start * pixels // whole, pixels - 1)
+    last = -(-np.minimum(start + length, whole) * pixels // whole)
+    return first, np.maximum(last, first + 1)
+
+
+def thumbnail_side(size: tuple[int, int], tile_width: int) -> int:
+    """Return the longer side of the thumbnail to find tissue on, in pixels.
+
+    Args:
+        size: The slide's width and height at full resolution, in pixels.
+        tile_width: Of a tile, the same.
+    """
+    return max(1, min(LONGEST, max(size), round(max(size) * PER_TILE / tile_width)))
+
+
+def find_tissue(thumbnail: Pixels, tile_width: float) -> NDArray[np.bool_]:
+    """Find the tissue of a slide.
+
+    A pixel is tissue if it has a colour of haematoxylin and eosin: more than glass (Otsu's threshold of the chroma,
+    IEEE TSMC 9(1), 1979), neither ink's nor blood's; on a grey slide if it is darker than glass.
+
+    Args:
+        thumbnail: RGB of shape (H, W, 3).
+        tile_width: The width of a tile, in pixels of the thumbnail.
+
+    Returns:
+        Of shape (H, W).
+    """
+    darkest, brightest = thumbnail.min(axis=2), thumbnail.max(axis=2)
+    chroma = brightest - darkest
+    if np.percentile(chroma, 99) <= GREY:
+        mask = (darkest < BRIGHTEST) & (brightest > DARKEST)
+    else:
+        limit = np.clip(otsu_threshold(chroma), LEAST_CHROMA, MOST_CHROMA)
+        mask = (chroma > limit) & (brightest > DARKEST) & ~_is_ink(thumbnail, chroma)
+    return _without_specks(_without_holes(mask, HOLE * tile_width), SPECK * tile_width)
+
+
+def _is_ink(thumbnail: Pixels, chroma: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tell ink and blood: green or blue exceed red clearly, or blue hardly exceeds green where red does."""
+    red, green, blue = (thumbnail[..., channel].astype(np.int16) for channel in range(3))
+    cold = (red < green) | (blue - red > VIVID)
+    warm = blue - green < RED * (red - green)
+    return (chroma > VIVID) & (cold | warm)
+
+
+def otsu_threshold(values: NDArray[np.uint8]) -> int:
+    """Return the level that divides values into two classes with the greatest variance between them.
+
+    Args:
+        values: Of any shape.
+
+    Returns:
+        From 0 to 255; values above it are the upper class.
+    """
+    counts = np.bincount(values.ravel(), minlength=256).astype(float)
+    levels = np.arange(256)
+    below, total = counts.cumsum(), counts.sum()
+    sums = (counts * levels).cumsum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (sums[-1] * below / total - sums) ** 2 / (below * (total - below))
+    return int(np.nan_to_num(between, posinf=0).argmax())
+
+
+def _without_holes(mask: NDArray[np.bool_], width: float) -> NDArray[np.bool_]:
+    return _filter(_filter(mask, width, ImageFilter.MaxFilter), width, ImageFilter.MinFilter)
+
+
+def _without_specks(mask: NDArray[np.bool_], width: float) -> NDArray[np.bool_]:
+    return _filter(_filter(mask, width, ImageFilter.MinFilter), width, ImageFilter.MaxFilter)
+
+
+def _filter(
+    mask: NDArray[np.bool_], width: float, rank: type[ImageFilter.MinFilter | ImageFilter.MaxFilter]
+) -> NDArray[np.bool_]:
+    """Take the least or the greatest of the pixels in a square of about a width."""
+    side = 2 * int(width / 2) + 1  # it has a middle
+    return np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(rank(side))) > 0

@@ -10,18 +10,9 @@ from histo_pl.errors import UserError
 from histo_pl.hardware import keep_freed_memory as keep_memory
 from histo_pl.images import OPENCV_RESIZE, read_rgb, read_size, squeeze_pixels
 from histo_pl.inference.files import find_images, find_others
-from histo_pl.inference.pictures import write_evidence
+from histo_pl.inference.folder import CommandLine, forget_run, names_of, open_folder
 from histo_pl.inference.predictor import Prediction, Predictor
 from histo_pl.inference.slide_options import LARGE, SlideOptions
-from histo_pl.inference.slide_report import write_report
-from histo_pl.inference.slide_run import (
-    CommandLine,
-    ask_slides,
-    format_summaries,
-    names_of,
-    open_folder,
-    write_summaries,
-)
 from histo_pl.inference.table import FORMATS, check_format, format_table, write_table
 from histo_pl.models.checkpoint import CANNOT_TELL, SYNTHETIC, UNCALIBRATED_TTA, TrainedModel, find_checkpoint
 from histo_pl.models.ensemble import load_model
@@ -75,44 +66,46 @@ def predict(
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
     passed_over = find_others(str(img))
     predictor = Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
-    if options.explain is not False:
-        method_for(predictor.network, options.explain)
     tiled = [file for file in files if options.is_tiled(file, predictor.model)]
     plain = [file for file in files if file not in set(tiled)]
-    wants_folder = bool(tiled) or options.explain is not False
-    _check_out(out, wants_folder=wants_folder)
     folder = None
-    if wants_folder:
+    if tiled or options.explain is not False:
         settings = options.settings() | {"batch_size": batch_size, "tta": tta, "preprocess": preprocess}
-        folder = open_folder(out, checkpoint, settings, command_line)
+        folder = _open_folder(out, checkpoint, predictor, settings, command_line)
+    elif out is not None:
+        check_format(Path(out))
+    predictions = list(predictor.predict(plain)) if plain else []
+    errors = [p.error for p in predictions if p.error]
+    is_single = files == [Path(str(img))]
+    if errors and is_single:
+        raise UserError(errors[0])
     print(f"Model: {checkpoint}, trained on: {predictor.model.trained_on}", file=sys.stderr)
     _announce(tiled, plain, predictor.model, options)
-    single = files[0] if files == [Path(str(img))] else None
-    table = folder / TABLE if folder else Path(out) if out else None
-    errors = _predict_plain(predictor, plain, single, table) if plain else []
-    if plain and folder and options.explain is not False:
+    if predictions:
+        _show(predictions, folder / TABLE if folder else Path(out) if out else None)
+    if folder:
         _write_evidence(predictor, plain, folder / EVIDENCE, options)
-    if tiled and folder:
-        errors += _predict_slides(predictor, tiled, single, folder, options)
+        errors += _predict_slides(predictor, tiled, folder, options, is_single=is_single) if tiled else []
+        print(f"Everything is in {folder}{'; look at report.html' if tiled else ''}.", file=sys.stderr)
     for note in _notes(predictor, passed_over):
         print(note, file=sys.stderr)
-    if folder:
-        print(f"Everything is in {folder}{'; look at report.html' if tiled else ''}.", file=sys.stderr)
     if errors:
         print(f"{len(errors)} of {len(files)} files have no answer.", file=sys.stderr)
     return int(bool(errors))
 
 
-def _check_out(out: str | None, *, wants_folder: bool) -> None:
-    if out is None:
-        return
-    if not wants_folder:
-        check_format(Path(out))
-    elif Path(out).suffix.lower() in FORMATS or Path(out).is_file():
+def _open_folder(
+    out: str | None, checkpoint: Path, predictor: Predictor, settings: dict[str, Any], command_line: CommandLine
+) -> Path:
+    """Check what is to be written into a folder, and open it."""
+    if settings["explain"] is not False:
+        method_for(predictor.network, settings["explain"])
+    if out is not None and (Path(out).suffix.lower() in FORMATS or Path(out).is_file()):
         raise UserError(
             f"Slides and evidence maps are written into a folder. Expected out=FOLDER, or none for "
             f"predictions/DAY/TIME. Received: out={out}"
         )
+    return open_folder(out, checkpoint, settings, command_line)
 
 
 def _announce(tiled: Sequence[Path], plain: Sequence[Path], model: TrainedModel, options: SlideOptions) -> None:
@@ -149,20 +142,18 @@ def _warn_of_large(plain: Sequence[Path], model: TrainedModel) -> None:
             return
 
 
-def _predict_plain(predictor: Predictor, files: Sequence[Path], single: Path | None, table: Path | None) -> list[str]:
-    """Print and write the answers about whole images; return the errors."""
-    predictions: list[Prediction] = list(predictor.predict(files))
-    errors = [p.error for p in predictions if p.error]
-    if errors and single:
-        raise UserError(errors[0])
+def _show(predictions: Sequence[Prediction], table: Path | None) -> None:
     print(format_table(predictions))
     if table is not None:
         write_table(predictions, table)
-    return errors
 
 
 def _write_evidence(predictor: Predictor, files: Sequence[Path], folder: Path, options: SlideOptions) -> None:
-    """Draw the evidence map of each readable image."""
+    """Draw the evidence map of each readable image, if asked."""
+    if options.explain is False or not files:
+        return
+    from histo_pl.inference.pictures import write_evidence  # it loads matplotlib
+
     model = predictor.model
     for file, name in zip(files, names_of(files), strict=True):
         try:
@@ -177,12 +168,16 @@ def _write_evidence(predictor: Predictor, files: Sequence[Path], folder: Path, o
 
 
 def _predict_slides(
-    predictor: Predictor, files: Sequence[Path], single: Path | None, folder: Path, options: SlideOptions
+    predictor: Predictor, files: Sequence[Path], folder: Path, options: SlideOptions, *, is_single: bool
 ) -> list[str]:
     """Answer for slides, print their table and write the run's folder; return the errors."""
+    from histo_pl.inference.slide_report import write_report  # they load matplotlib
+    from histo_pl.inference.slide_run import ask_slides, format_summaries, write_summaries
+
     summaries = ask_slides(predictor, files, folder, options)
     errors = [one["error"] for one in summaries if one.get("error")]
-    if errors and single:
+    if errors and is_single:
+        forget_run(folder)
         raise UserError(errors[0])
     print(format_summaries(summaries))
     write_summaries(folder / "slides.csv", summaries)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from histo_pl.errors import ImageError
+from histo_pl.errors import ImageError, UserError
 from histo_pl.images import squeeze_pixels
 from histo_pl.inference.pictures import write_top_tiles
 from histo_pl.inference.predictor import Prediction, Predictor
@@ -23,7 +23,7 @@ from histo_pl.slides.geojson import write_geojson
 from histo_pl.slides.maps import draw_overlay, write_map, write_tiff
 from histo_pl.slides.opening import INSTALL, open_slide
 from histo_pl.slides.slide import Slide
-from histo_pl.slides.table import TileAnswers, open_rows, read_answers
+from histo_pl.slides.table import TileAnswers, first_row, format_row, open_rows, read_answers
 from histo_pl.slides.tiling import Tiling, lay_tiles, read_region, shape_tiles
 from histo_pl.storage import atomic_write_text
 
@@ -55,7 +55,9 @@ def ask_slide(predictor: Predictor, file: Path, folder: Path, name: str, options
     with closing(open_slide(file)) as slide:
         mpp = options.scale.find(file, slide.mpp)
         own = options.own_size(predictor.model)
-        shape = shape_tiles(slide, options.tile_width(file, mpp, predictor.model), own)
+        is_pyramid = len(slide.downsamples) > 1
+        width = options.tile_width(file, mpp, predictor.model, is_pyramid=is_pyramid)
+        shape = shape_tiles(slide, width, own)
         tiling = lay_tiles(slide, shape, options.overlap)
         folder.mkdir(parents=True, exist_ok=True)
         _ask_tiles(predictor, slide, tiling, folder, name, mpp)
@@ -76,6 +78,7 @@ def _ask_tiles(predictor: Predictor, slide: Slide, tiling: Tiling, folder: Path,
     def read(place: tuple[int, int]) -> Tensor:
         return squeeze_pixels(read_region(slide, shape, *place), predictor.model.image_size, predictor.model.resize)
 
+    _check_unfinished(folder / UNFINISHED_TILES, shape.width, mpp)
     places = list(zip(tiling.x.tolist(), tiling.y.tolist(), strict=True))
     with open_rows(folder / UNFINISHED_TILES, predictor.batch_size) as (done, rows):
         rest = iter(places[done:])
@@ -87,6 +90,18 @@ def _ask_tiles(predictor: Predictor, slide: Slide, tiling: Tiling, folder: Path,
                     for place, p in zip(islice(rest, len(batch)), batch, strict=True)
                 )
                 bar.update(len(batch))
+
+
+def _check_unfinished(file: Path, width: int, mpp: float | None) -> None:
+    """Refuse to go on with answers about tiles of another size or scale."""
+    before = first_row(file)
+    now = format_row((width, mpp))
+    if before is not None and [before["width"], before["mpp"]] != now:
+        raise UserError(
+            f"This folder holds answers about tiles of another size or scale. Expected the same, or another out. "
+            f"Received: a width of {now[0]} and {now[1] or 'unknown'} micrometres per pixel instead of "
+            f"{before['width']} and {before['mpp'] or 'unknown'} in {file}"
+        )
 
 
 def _raise_error(batch: list[Prediction]) -> None:

@@ -96,13 +96,14 @@ class SlideOptions:
         own = model.tile_size
         return own is not None and any(side > LARGE * of_tile for side, of_tile in zip(size, own, strict=True))
 
-    def tile_width(self, file: Path, mpp: float | None, model: TrainedModel) -> float:
+    def tile_width(self, file: Path, mpp: float | None, model: TrainedModel, *, is_pyramid: bool) -> float:
         """Return the width of a tile in pixels at full resolution.
 
         Args:
             file: The slide's.
             mpp: The slide's micrometres per pixel; None: unknown.
             model: The model to be asked.
+            is_pyramid: It has several levels, as photographs do not.
 
         Raises:
             UserError: The scale of the slide or of the training tiles is needed and unknown.
@@ -110,7 +111,7 @@ class SlideOptions:
         if self.tile is not None:
             return float(self.tile)
         of_tiles, own = self.mpp_tile or model.mpp, model.tile_size
-        needs_scale = is_slide(file) or self.scale != Scale() or self.mpp_tile is not None
+        needs_scale = is_slide(file) or is_pyramid or self.scale != Scale() or self.mpp_tile is not None
         if needs_scale and (of_tiles is None or own is None):
             raise UserError(
                 f"This checkpoint does not say {'the size' if own is None else 'the micrometres per pixel'} of its "
@@ -124,9 +125,11 @@ class SlideOptions:
         return own[0] * of_tiles / mpp
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings in plain values, as a run's folder keeps them."""
-        scale = {"mpp": self.scale.mpp, "mpp_of_slide": dict(self.scale.of_slide)}
-        return {"tile": self.tile, "overlap": self.overlap, "mpp_tile": self.mpp_tile, "explain": self.explain, **scale}
+        """Return the settings of all slides in plain values, as a run's folder keeps them.
+
+        A slide's scale is its own: it may be given later for those that lacked it.
+        """
+        return {"tile": self.tile, "overlap": self.overlap, "mpp_tile": self.mpp_tile, "explain": self.explain}
 
 
 def _size_of(file: Path) -> tuple[int, int] | None:

@@ -227,11 +227,13 @@ _EXPLAINERS: Mapping[str, Callable[[nn.Module, Tensor], Evidence]] = {
 }
 
 
-def with_random_weights(network: nn.Module, seed: int = 0) -> nn.Module:
+@torch.no_grad()
+def with_random_weights(network: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
     """Copy a network and draw all its weights anew, for the sanity check of its maps (Adebayo et al., NeurIPS 2018).
 
     Args:
-        network: As `build_network` makes it, or a `FoldEnsemble`.
+        network: As `build_network` makes it.
+        images: uint8 of shape (B, 3, S, S), B at least 2: the features of an encoder are standardised on them.
         seed: Decides the weights.
     """
     copy = deepcopy(network)
@@ -241,6 +243,9 @@ def with_random_weights(network: nn.Module, seed: int = 0) -> nn.Module:
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
+    backbone: Any = copy.get_submodule("backbone")
+    if isinstance(backbone, EncoderWithHead):
+        backbone.standardize.fit(backbone.encoder(copy.get_submodule("preprocessing")(images)))
     return copy.eval().requires_grad_(False)
 
 

@@ -17,7 +17,8 @@ from histo_pl.slides.table import TileAnswers
 from histo_pl.storage import atomic_write
 
 COLORS = "coolwarm"  # blue is benign, red malignant
-OPACITY = 0.5
+OPACITY = 0.5  # of the colours over the thumbnail
+LEVELS = 256  # of the colours
 REFUSED = (130, 130, 130)  # the colour of tiles that are all unlike those of the training
 BAR = 110  # pixels: the width of the colour bar
 LEAST_HEIGHT = 240  # pixels of a picture with a colour bar
@@ -37,11 +38,11 @@ def draw_overlay(thumbnail: Pixels, answers: TileAnswers, size: tuple[int, int])
     """
     mean, answered = probability_map(thumbnail.shape[:2], answers, size)
     covered = ~np.isnan(mean)
-    colors = np.empty((int(covered.sum()), 3), np.float32)
-    colors[:] = colormaps[COLORS](mean[covered])[:, :3] * 255
+    table = (colormaps[COLORS](np.arange(LEVELS) / (LEVELS - 1))[:, :3] * 255).round().astype(np.uint8)
+    colors = table[(mean[covered] * (LEVELS - 1)).round().astype(np.uint8)]
     colors[~answered[covered]] = REFUSED
     overlay = thumbnail.copy()
-    overlay[covered] = (thumbnail[covered] * (1 - OPACITY) + colors * OPACITY).round()
+    overlay[covered] = colors // 2 + thumbnail[covered] // 2  # bytes alone: a slide's memory must not grow with it
     return overlay
 
 
@@ -58,7 +59,7 @@ def probability_map(
     Returns:
         The mean probability, NaN where there is no tile, of that shape; and True where a tile is not refused.
     """
-    total, count = np.zeros(shape, np.float32), np.zeros(shape, np.uint16)
+    total, count = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     answered = np.zeros(shape, bool)
     (left, right), (top, bottom) = (
         [_to_map(edge, whole, pixels) for edge in (start, start + side)]

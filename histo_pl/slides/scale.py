@@ -49,6 +49,10 @@ class Scale:
             mpp = AT_ONE / magnification
         return cls(mpp, {} if mpp_file is None else _read_table(Path(mpp_file)))
 
+    def said_of(self, path: Path) -> float | None:
+        """Return what the user says of a slide; None: nothing."""
+        return self.of_slide.get(path.name, self.mpp)
+
     def find(self, path: Path, from_file: float | None) -> float | None:
         """Return a slide's micrometres per pixel: what the user says, else what the file says; None: unknown.
 
@@ -56,7 +60,7 @@ class Scale:
             path: The slide's file.
             from_file: What the file says.
         """
-        said = self.of_slide.get(path.name, self.mpp)
+        said = self.said_of(path)
         if said is not None:
             return said
         is_plausible = from_file is not None and PLAUSIBLE[0] <= from_file <= PLAUSIBLE[1]

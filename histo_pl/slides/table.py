@@ -88,14 +88,23 @@ class RowWriter:
     stream: Any
 
     def write(self, rows: Iterable[Sequence[object]]) -> None:
-        """Append rows in the order of `COLUMNS`; None is left empty, a float gets `PLACES` decimals."""
+        """Append rows in the order of `COLUMNS`, see `format_row`."""
         writer = csv.writer(self.stream, lineterminator="\n")
-        writer.writerows([_format(value) for value in row] for row in rows)
+        writer.writerows(map(format_row, rows))
         self.stream.flush()
 
 
-def _format(value: object) -> object:
-    return f"{value:.{PLACES}f}" if isinstance(value, float) else value
+def format_row(row: Sequence[object]) -> list[str]:
+    """Write the cells of a row: None is left empty, a float gets `PLACES` decimals."""
+    return [f"{cell:.{PLACES}f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row]
+
+
+def first_row(file: Path) -> dict[str, str] | None:
+    """Return the first row of a table that may be unfinished, by its columns; None where there is none."""
+    if not file.exists():
+        return None
+    with file.open(newline="", encoding="utf-8") as stream:
+        return next(csv.DictReader(stream, restval=""), None)
 
 
 def _keep_batches(file: Path, batch_size: int) -> int:

@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from histo_pl.appearance import BRIGHTEST, DARKEST, GREY
+from histo_pl.appearance import BRIGHTEST, DARKEST
 from histo_pl.slides.slide import Pixels
 
 LONGEST = 2048  # pixels of the thumbnail's longer side
 PER_TILE = 16  # pixels of the thumbnail a tile's side, unless the thumbnail becomes too large
-LEAST_CHROMA, MOST_CHROMA = 8, 20  # levels of 255 that Otsu's threshold stays within: glass has tints, tissue is pale
+LEAST_ABSORBED, MOST_ABSORBED = 12, 40  # levels of 255 that Otsu's threshold stays within: glass is noisy, tissue pale
+LEAST_GLASS = 0.01  # share of bright pixels below which there is no glass to compare with
+BRIGHT = 90  # percentile of the bright pixels that glass is taken to be
+WHITE = (245, 245, 245)  # of a slide without glass
 RED = 0.35  # blue exceeds green by at least this share of what red does in eosin, not in blood and red ink
 VIVID = 60  # levels of 255 by which the channels of ink and blood differ at least
 SPECK, HOLE = 0.25, 0.6  # widths in tiles: narrower tissue is a speck, a narrower gap is part of the tissue
@@ -79,8 +82,8 @@ def thumbnail_side(size: tuple[int, int], tile_width: int) -> int:
 def find_tissue(thumbnail: Pixels, tile_width: float) -> NDArray[np.bool_]:
     """Find the tissue of a slide.
 
-    A pixel is tissue if it has a colour of haematoxylin and eosin: more than glass (Otsu's threshold of the chroma,
-    IEEE TSMC 9(1), 1979), neither ink's nor blood's; on a grey slide if it is darker than glass.
+    A pixel is tissue if it absorbs more light than glass in any channel (Otsu's threshold, IEEE TSMC 9(1), 1979: it sees
+    a colour as well as a shade of grey), unless it is black, or has a colour of ink or blood.
 
     Args:
         thumbnail: RGB of shape (H, W, 3).
@@ -89,22 +92,30 @@ def find_tissue(thumbnail: Pixels, tile_width: float) -> NDArray[np.bool_]:
     Returns:
         Of shape (H, W).
     """
-    darkest, brightest = thumbnail.min(axis=2), thumbnail.max(axis=2)
-    chroma = brightest - darkest
-    if np.percentile(chroma, 99) <= GREY:
-        mask = (darkest < BRIGHTEST) & (brightest > DARKEST)
-    else:
-        limit = np.clip(otsu_threshold(chroma), LEAST_CHROMA, MOST_CHROMA)
-        mask = (chroma > limit) & (brightest > DARKEST) & ~_is_ink(thumbnail, chroma)
+    brightest, absorbed = thumbnail.max(axis=2), _absorption(thumbnail)
+    possible = (brightest > DARKEST) & ~_is_ink(thumbnail, brightest - thumbnail.min(axis=2))
+    limit = np.clip(otsu_threshold(absorbed[possible]), LEAST_ABSORBED, MOST_ABSORBED)
+    mask = (absorbed > limit) & possible
     return _without_specks(_without_holes(mask, HOLE * tile_width), SPECK * tile_width)
+
+
+def _absorption(thumbnail: Pixels) -> NDArray[np.uint8]:
+    """Return the levels of 255 by which a pixel is darker than glass in the channel that it absorbs most, (H, W)."""
+    bright = thumbnail[thumbnail.min(axis=2) >= BRIGHTEST]
+    has_glass = len(bright) >= LEAST_GLASS * thumbnail[..., 0].size
+    glass = np.percentile(bright, BRIGHT, axis=0) if has_glass else np.array(WHITE)
+    table = np.clip(255 - np.arange(256)[:, None] * (255 / glass), 0, 255).round().astype(np.uint8)
+    channels = [table[thumbnail[..., channel], channel] for channel in range(3)]
+    return np.maximum(np.maximum(channels[0], channels[1]), channels[2])
 
 
 def _is_ink(thumbnail: Pixels, chroma: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Tell ink and blood: green or blue exceed red clearly, or blue hardly exceeds green where red does."""
-    red, green, blue = (thumbnail[..., channel].astype(np.int16) for channel in range(3))
-    cold = (red < green) | (blue - red > VIVID)
-    warm = blue - green < RED * (red - green)
-    return (chroma > VIVID) & (cold | warm)
+    vivid = chroma > VIVID
+    red, green, blue = thumbnail[vivid].astype(np.int16).T
+    ink = np.zeros(vivid.shape, bool)
+    ink[vivid] = (red < green) | (blue - red > VIVID) | (blue - green < RED * (red - green))
+    return ink
 
 
 def otsu_threshold(values: NDArray[np.uint8]) -> int:

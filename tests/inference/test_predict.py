@@ -150,7 +150,7 @@ def test_mistakes_are_told_before_any_work(trained: Path, tiles: Path, tmp_path:
 
 def test_preprocess_opencv_gives_the_notebooks_numbers(trained: Path, tmp_path: Path) -> None:
     file = draw_image(tmp_path / "x.png", size=(70, 46))
-    predict(str(trained / "best.ckpt"), str(file), str(tmp_path / "out.json"), preprocess="opencv")
+    predict(str(trained / "best.ckpt"), str(file), str(tmp_path / "out.json"), preprocess="opencv", tile=False)
     (answer,) = json.loads((tmp_path / "out.json").read_text())
     pixels = cv2.resize(cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB), (32, 32))
     model = load_model(trained / "best.ckpt")

@@ -8,9 +8,10 @@ test cases (split.csv) are pasted into slides that this program makes: pyramidal
 pink, stroma-like noise. Needs pip install -e '.[pretrained,slides]'.
 
 True: the AUROC of the pasted tiles, as predict.py answers the files, against the map's value at their places; once
-pasted on the grid, once at random offsets (there with overlap=0.5; the value is the map's mean over the place). Fast:
-tiles a second of a whole slide against a loop that reads and predicts and does nothing else, in turns. Flat: the peak
-of the process's anonymous memory (RssAnon). Goes on: killed by SIGKILL half-way, started again, and the tables compared.
+pasted on the grid, once at random offsets (there with overlap=0.5; the value is the map's mean over the place).
+Fast: tiles a second of a whole slide against a loop that reads and predicts and does nothing else, in turns.
+Flat: the peak of the anonymous memory (RssAnon), the median of some runs of predict.py.
+Goes on: killed by SIGKILL half-way, started again, and the files compared.
 """
 
 import argparse
@@ -71,6 +72,7 @@ class Canvas:
 
     @property
     def radius(self) -> float:
+        """Of the disc, in pixels."""
         return 0.28 * self.side
 
     def block(self, left: int, top: int) -> np.ndarray:
@@ -136,9 +138,7 @@ def check_truth(run: Path, files: list[Path], malignant: np.ndarray, folder: Pat
     predictor = Predictor(load_model(run))
     alone = np.array([answer.probability for answer in predictor.predict(files)])
     wanted = roc_auc_score(malignant, alone)
-    print(
-        f"{len(files)} tiles of {malignant.sum()} malignant and {(~malignant).sum()} benign; as files AUROC {wanted:.4f}"
-    )
+    print(f"{malignant.sum()} malignant and {(~malignant).sum()} benign tiles; as files AUROC {wanted:.4f}")
     pixels = [read_rgb(file) for file in files]
     for name, on_grid, overlap in (("on the grid", True, 0.0), ("at random offsets", False, 0.5)):
         canvas = Canvas(20_000, pixels, on_grid)
@@ -179,8 +179,8 @@ def check_speed(run: Path, slide_file: Path, folder: Path, rounds: int) -> None:
         rates["slide"].append(summary["tiles"] / (time.perf_counter() - started))
     ratios = np.array(rates["slide"]) / np.array(rates["loop"])
     print(
-        f"{len(places)} tiles of {slide_file.name}: {np.median(rates['slide']):.1f} tiles a second with thumbnail, tissue, "
-        f"tables and maps, a bare loop {np.median(rates['loop']):.1f}: {np.median(ratios):.0%} "
+        f"{len(places)} tiles of {slide_file.name}: {np.median(rates['slide']):.1f} tiles a second with thumbnail, "
+        f"tissue, tables and maps, a bare loop {np.median(rates['loop']):.1f}: {np.median(ratios):.0%} "
         f"({ratios.min():.0%} to {ratios.max():.0%} in {rounds} rounds)"
     )
 
@@ -212,6 +212,20 @@ def peak_memory(command: list[str]) -> float:
     if process.wait() != 0:
         raise SystemExit(f"predict.py failed: {' '.join(command)}")
     return peak
+
+
+def check_memory(run: Path, side: int, slide: Path, folder: Path, rounds: int) -> None:
+    """Print the peak of the memory of predict.py."""
+    peaks = []
+    started = time.perf_counter()
+    for number in range(rounds):
+        out = folder / f"out{side}" if number == 0 else folder / f"out{side}_{number}"
+        peaks.append(peak_memory(predict_command(run, slide, out)))
+    seconds = (time.perf_counter() - started) / rounds
+    print(
+        f"{side:,} pixels a side: peak of anonymous memory {np.median(peaks):.0f} MiB ({min(peaks):.0f} to "
+        f"{max(peaks):.0f} in {rounds} runs), {seconds:.0f} s a run"
+    )
 
 
 def check_resume(run: Path, slide: Path, folder: Path, finished: Path) -> None:
@@ -251,11 +265,7 @@ def main() -> None:
             Canvas(side, [read_rgb(file) for file in files], True).write(slides[-1])
         check_speed(options.run, slides[0], folder, options.rounds)
         for side, slide in zip(options.sides, slides, strict=True):
-            started = time.perf_counter()
-            peak = peak_memory(predict_command(options.run, slide, folder / f"out{side}"))
-            print(
-                f"{side:,} pixels a side: peak of anonymous memory {peak:.0f} MiB, {time.perf_counter() - started:.0f} s"
-            )
+            check_memory(options.run, side, slide, folder, options.rounds)
         check_resume(options.run, slides[0], folder, folder / f"out{options.sides[0]}")
 
 

@@ -80,6 +80,7 @@ def training_arguments(config: DictConfig) -> dict[str, Any]:
             **{key: config.trainer[key] for key in ARITHMETIC}, keep_freed_memory=config.keep_freed_memory
         ),
         "color_baseline": config.colour_baseline,
+        "explain": config.explain,
         "notes": notes,
         "resume": config.resume,
         "settings": OmegaConf.to_yaml(config, resolve=True),
@@ -118,6 +119,7 @@ def evaluation_arguments(config: DictConfig) -> dict[str, Any]:
         "device": config.device,
         "tta": config.tta,
         "seen_cases": config.seen_cases,
+        "explain": config.explain,
         "run_dir": config.run_dir,
         "settings": OmegaConf.to_yaml(config, resolve=True),
         "open_data": get_class(data["_target_"]),

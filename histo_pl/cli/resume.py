@@ -14,6 +14,7 @@ FREE = (  # settings that change no result, or only what comes after the trainin
     "calibration.",
     "callbacks.",
     "colour_baseline",
+    "explain",
     "data.cache",
     "data.columns",
     "data.groups_file",

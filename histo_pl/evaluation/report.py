@@ -20,6 +20,7 @@ from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import Predictions, format_estimate, format_number
 from histo_pl.images import read_rgb
+from histo_pl.overlays import Map, color_limit, overlay_map
 from histo_pl.pages import embed_jpeg, write_page
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -63,6 +64,8 @@ class Report:
         epochs: A run's metrics by epoch; empty for an evaluation.
         settings: The configuration as YAML.
         novelty: The novelty of tiles by the name of their split, of shape (N,) each; empty where unknown.
+        maps: A smoothed evidence map of mistakes, of shape (S, S), by the tile's path; empty: none are shown.
+        map_notes: Sentences on these maps.
     """
 
     title: str
@@ -75,6 +78,8 @@ class Report:
     epochs: Sequence[Mapping[str, float]] = ()
     settings: str = ""
     novelty: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    maps: Mapping[str, Map] = field(default_factory=dict)
+    map_notes: Sequence[str] = ()
 
     @property
     def levels(self) -> Levels:
@@ -100,7 +105,10 @@ class Report:
             decision=_decision(self.results),
             data=_data(self.results),
             columns=[_by_column(self.predictions, name, values) for name, values in self.columns.items()],
-            mistakes=[_mistake(self.predictions, index, self.root) for index in worst_mistakes(self.predictions)],
+            mistakes=[
+                _mistake(self.predictions, index, self.root, self.maps) for index in worst_mistakes(self.predictions)
+            ],
+            map_notes=self.map_notes,
             training=_training(self.epochs, self.results),
             settings=self.settings,
             limits=LIMITS,
@@ -269,19 +277,23 @@ def worst_mistakes(predictions: Predictions) -> list[int]:
     return chosen
 
 
-def _mistake(predictions: Predictions, index: int, root: Path) -> dict[str, str]:
+def _mistake(predictions: Predictions, index: int, root: Path, maps: Mapping[str, Map]) -> dict[str, Any]:
     truth = "malignant" if predictions.malignant[index] else "benign"
     path = str(predictions.path[index])
     text = f"truly {truth}, probability {predictions.probability[index]:.3f}"
-    return {"text": text, "name": Path(path).name, "jpeg": _thumbnail(root / path)}
+    return {"text": text, "name": Path(path).name, "jpegs": _thumbnails(root / path, maps.get(path), maps)}
 
 
-def _thumbnail(file: Path) -> str:
-    """Shrink an image to a JPEG in base64; empty if the file is gone."""
+def _thumbnails(file: Path, evidence: Map | None, maps: Mapping[str, Map]) -> list[str]:
+    """Shrink an image, and its overlay where there is a map, to JPEGs in base64; none if the file is gone."""
     try:
-        return embed_jpeg(read_rgb(file), THUMBNAIL)
+        pixels = read_rgb(file)
     except ImageError:
-        return ""
+        return []
+    if evidence is None:
+        return [embed_jpeg(pixels, THUMBNAIL)]
+    overlay = overlay_map(pixels, evidence, color_limit(list(maps.values())))
+    return [embed_jpeg(picture, THUMBNAIL) for picture in (pixels, overlay)]
 
 
 def _training(epochs: Sequence[Mapping[str, float]], results: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from histo_pl.data.check import describe_counts
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Decision
 from histo_pl.evaluation.cases import CaseRule, by_case
+from histo_pl.evaluation.explained import Explained, explain_predictions
 from histo_pl.evaluation.predictions import Predictions, format_estimate
 from histo_pl.evaluation.report import Report
 from histo_pl.evaluation.results import (
@@ -41,6 +42,7 @@ def evaluate(
     device: str = "auto",
     tta: bool = False,
     seen_cases: str = KEEP,
+    explain: str | bool = False,
     run_dir: str | Path | None = None,
     settings: str = "",
     open_data: Callable[..., HistologyDataModule] = HistologyDataModule,
@@ -58,6 +60,7 @@ def evaluate(
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
         tta: Average the logits of a tile's eight views (test-time augmentation).
         seen_cases: `keep` tiles of cases that had a part in the training, or `skip` them.
+        explain: Show evidence maps of the worst mistakes in the report: see `evidence.method_for`; False: none.
         run_dir: The folder to write; None: evaluations/DAY/TIME.
         settings: The configuration as YAML, for the report.
         open_data: Makes the data module.
@@ -88,6 +91,7 @@ def evaluate(
     unseen = tested.take(seen_tiles.unseen(seen_cases))
     seen = seen_tiles.summary(tested, seen_cases)
     rule = CaseRule(**model.case_rule)
+    explained = explain_predictions(predictor.network, unseen, data.root, model.image_size, model.resize, explain)
     results = _results(unseen, decision, rule, model) | {
         "seen": seen,
         "warnings": [
@@ -99,12 +103,13 @@ def evaluate(
         "data": data.summary() | {"root": str(data.root)},
         "checkpoint": {"file": str(file), "trained_on": model.trained_on, "tta": tta},
         "folder": str(folder),
+        "evidence": dict(explained.check) or None,
     }
     folder.mkdir(parents=True, exist_ok=True)
     data.checked.write_skipped(folder / "skipped.csv")
     write_predictions(folder / "predictions.csv", data, {"test": tested}, decision, model.training_hashes)
     write_results(folder, results)
-    write_report(folder, _report(data, model, unseen, rule, results, settings))
+    write_report(folder, _report(data, model, unseen, rule, results, settings, explained))
     _log(results, partly_seen=len(unseen) < len(tested))
     return results
 
@@ -160,6 +165,7 @@ def _report(
     rule: CaseRule,
     results: dict[str, Any],
     settings: str,
+    explained: Explained,
 ) -> Report:
     return Report(
         title=f"{data.name}: evaluation of a model trained on {model.trained_on}",
@@ -171,6 +177,8 @@ def _report(
         notes=[*results["warnings"], *caveats(results)],
         settings=settings,
         novelty={"tested": unseen.novelty} if results["novelty"] else {},
+        maps=explained.maps,
+        map_notes=explained.lines,
     )
 
 

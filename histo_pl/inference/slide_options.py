@@ -94,7 +94,9 @@ class SlideOptions:
             width, height = self.own_size(model)
             return size[0] > self.tile or size[1] > self.tile * height / width
         own = model.tile_size
-        return own is not None and any(side > LARGE * of_tile for side, of_tile in zip(size, own, strict=True))
+        if own is None:
+            return self.scale != Scale() or self.mpp_tile is not None
+        return any(side > LARGE * of_tile for side, of_tile in zip(size, own, strict=True))
 
     def tile_width(self, file: Path, mpp: float | None, model: TrainedModel, *, is_pyramid: bool) -> float:
         """Return the width of a tile in pixels at full resolution.

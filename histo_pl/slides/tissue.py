@@ -82,8 +82,8 @@ def thumbnail_side(size: tuple[int, int], tile_width: int) -> int:
 def find_tissue(thumbnail: Pixels, tile_width: float) -> NDArray[np.bool_]:
     """Find the tissue of a slide.
 
-    A pixel is tissue if it absorbs more light than glass in any channel (Otsu's threshold, IEEE TSMC 9(1), 1979: it sees
-    a colour as well as a shade of grey), unless it is black, or has a colour of ink or blood.
+    A pixel is tissue if it absorbs more light than glass in any channel (Otsu's threshold, IEEE TSMC 9(1), 1979), which
+    a colour does as well as a shade of grey, unless it is black, or has a colour of ink or blood.
 
     Args:
         thumbnail: RGB of shape (H, W, 3).

@@ -18,6 +18,7 @@ from histo_pl.data.check import describe_counts
 from histo_pl.data.tile import SPLITS, Split
 from histo_pl.evaluation import plots
 from histo_pl.evaluation.cases import by_case
+from histo_pl.evaluation.explained import Explained
 from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.report import Report
@@ -107,6 +108,7 @@ def write_outputs(
     results: Mapping[str, Any],
     assessed: Assessment,
     history: History,
+    explained: Explained,
 ) -> None:
     """Write the files of a run's folder: tables and results first, pictures and the report last.
 
@@ -117,6 +119,7 @@ def write_outputs(
         results: The contents of results.json.
         assessed: The assessment that the results are of.
         history: Metrics by epoch.
+        explained: The evidence maps of the report.
     """
     name, levels = results["data"]["name"], Levels.of(results)
     shown = assessed.predictions[assessed.reported]
@@ -139,6 +142,8 @@ def write_outputs(
             for split in SPLITS
             if split in assessed.novelty_by_split
         },
+        maps=explained.maps,
+        map_notes=explained.lines,
     )
     write_report(folder, report)
 

@@ -22,6 +22,7 @@ from histo_pl.data.hashing import CaseHashes
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration
 from histo_pl.evaluation.cases import CaseRule
+from histo_pl.evaluation.explained import Explained, explain_predictions
 from histo_pl.evaluation.results import without_nan
 from histo_pl.hardware import keep_freed_memory, set_float32_precision
 from histo_pl.images import RESIZE
@@ -29,7 +30,7 @@ from histo_pl.models.checkpoint import save_checkpoint, update_metadata
 from histo_pl.models.novelty import NoveltyRule
 from histo_pl.storage import atomic_write_text
 from histo_pl.training.answers import Answers, answers_of_features, answers_of_network, logits_of_views
-from histo_pl.training.assessment import assess, check_case_rule
+from histo_pl.training.assessment import Assessment, assess, check_case_rule
 from histo_pl.training.callbacks import BestCheckpoint, CollapseWarning, EpochSeeding, History
 from histo_pl.training.features import Features
 from histo_pl.training.initialization import InitialWeights, Model, resolve_initial_weights
@@ -100,6 +101,7 @@ def run_training(
     novelty_rule: NoveltyRule | None = None,
     arithmetic: Arithmetic | None = None,
     color_baseline: bool = True,
+    explain: str | bool = False,
     notes: Sequence[str] = (),
     resume: str | None = None,
     settings: str = "",
@@ -119,6 +121,7 @@ def run_training(
         novelty_rule: The share of tiles that the limit of novelty may refuse; None: no novelty.
         arithmetic: Speed settings; None: the defaults.
         color_baseline: Compute the baseline from colour alone too.
+        explain: Show evidence maps of the worst mistakes in the report: see `evidence.method_for`; False: none.
         notes: Warnings to log and to keep in the results.
         resume: A last.ckpt to go on from, or None.
         settings: The configuration as YAML, for config.yaml and the report.
@@ -156,7 +159,9 @@ def run_training(
         results |= {"warnings": findings, "embeddings": features and features.summary()}
         if trainer.is_global_zero:
             results["run"]["seconds"] = round(time.monotonic() - started, 1)
-            write_outputs(run_dir, settings, data, results, assessed, history)
+            explained = _explain(classifier, data, assessed, explain)
+            results["evidence"] = dict(explained.check) or None
+            write_outputs(run_dir, settings, data, results, assessed, history, explained)
             log_to_loggers(trainer, results)
             update_metadata(Path(run.best.best_model_path), **assessed.metadata(), finished=True)  # all else is written
             log_summary(results, data)
@@ -197,6 +202,14 @@ def _prepare_process(arithmetic: Arithmetic, seed: int) -> None:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     L.seed_everything(seed, workers=True, verbose=False)
+
+
+def _explain(
+    classifier: TileClassifier, data: HistologyDataModule, assessed: Assessment, wanted: str | bool
+) -> Explained:
+    network = classifier.network.eval().requires_grad_(False)
+    shown = assessed.predictions[assessed.reported]
+    return explain_predictions(network, shown, data.root, data.image_size, RESIZE, wanted)
 
 
 def _tested_before(data: HistologyDataModule, initial: InitialWeights) -> list[str]:

@@ -121,3 +121,29 @@ def test_tissue_is_found_beside_pen_border_blood_and_fat(kind: str) -> None:
     found = find_tissue(pixels, TILE)
     overlap = (found & known).sum() / (found | known).sum()
     assert overlap >= 0.9, f"{kind}: IoU {overlap:.3f}"
+
+
+def test_shares_are_those_of_the_mask() -> None:
+    mask = np.zeros((30, 40), bool)
+    mask[10:20, 5:35] = True
+    tissue = Tissue(mask, (4000, 3000))
+    left, top = np.array([0, 500, 3000, 3900]), np.array([0, 1000, 1500, 2950])
+    shares = tissue.shares(left, top, 1000, 500)
+    assert shares == pytest.approx([0, 1, 0.5, 0])
+    assert tissue.area == pytest.approx(3000 * 1000)
+
+
+@pytest.mark.parametrize("level", [255, 240, 0])
+def test_a_slide_of_one_colour_has_no_tissue(level: int) -> None:
+    assert not find_tissue(np.full((50, 60, 3), level, np.uint8), TILE).any()
+
+
+def test_otsu_divides_two_groups() -> None:
+    values = np.r_[np.full(100, 20), np.full(50, 90), np.full(3, 95)].astype(np.uint8)
+    assert 20 <= otsu_threshold(values) < 90
+
+
+def test_the_thumbnail_of_a_huge_slide_stays_small() -> None:
+    assert thumbnail_side((10_000, 8_000), 224) == round(10_000 * 16 / 224)
+    assert thumbnail_side((200_000, 80_000), 224) == 2048
+    assert thumbnail_side((100, 80), 224) == 7

@@ -42,7 +42,8 @@ def ask_slides(
         try:
             summaries.append(ask_slide(predictor, file, folder / name, name, options))
         except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            if len(files) > 1:
+                print(f"{name}: {error}", file=sys.stderr)
             summaries.append({"slide": name, "error": str(error)})
     return summaries
 

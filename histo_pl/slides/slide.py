@@ -1,14 +1,19 @@
 """The protocol of a slide, whatever its file's format, and what all slides share."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
+
+from histo_pl.hardware import usable_cores
 
 Pixels = NDArray[np.uint8]
 
 BLOCK = 2048  # pixels: the side of the regions that a thumbnail is made from
+QUIET = 2.0  # seconds without a progress bar
 
 
 class Slide(Protocol):
@@ -91,10 +96,17 @@ def read_thumbnail(slide: Slide, most: int) -> Pixels:
     level = best_level(slide, factor)
     step = max(1, int(BLOCK * slide.downsamples[level] / factor))
     thumbnail = np.empty((size[1], size[0], 3), np.uint8)
-    for top in range(0, size[1], step):
-        for left in range(0, size[0], step):
-            block = thumbnail[top : top + step, left : left + step]
-            block[:] = _shrunk(slide, (left, top, left + block.shape[1], top + block.shape[0]), size, level)
+    corners = [(left, top) for top in range(0, size[1], step) for left in range(0, size[0], step)]
+
+    def fill(corner: tuple[int, int]) -> None:
+        left, top = corner
+        block = thumbnail[top : top + step, left : left + step]
+        block[:] = _shrunk(slide, (left, top, left + block.shape[1], top + block.shape[0]), size, level)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        filled = pool.map(fill, corners)
+        for _ in tqdm(filled, desc="Looking for tissue", total=len(corners), unit="block", delay=QUIET, leave=False):
+            pass
     return thumbnail
 
 

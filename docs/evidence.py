@@ -7,8 +7,8 @@ each replaced by that of a malignant one; its share of the positive evidence, .2
 networks of random weights, whose sign is arbitrary, so that single ones scatter. Check: as the report prints it.
 """
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,11 @@ def share(maps: Tensor, quarters: Tensor) -> float:
 
 def main() -> None:
     """Print all figures of one run."""
-    run, root = Path(sys.argv[1]), Path(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("tiles", type=Path)
+    options = parser.parse_args()
+    run, root = options.run, options.tiles
     model = load_model(run)
     images, quarters = splice(*read_test_tiles(run, root, model.image_size, model.resize))
     method = method_for(model.network)

@@ -1,16 +1,23 @@
 """Draw the README's pictures again.
 
 python docs/make_pictures.py tiles data/demo/v1-48x10-96px-seed0
+python docs/make_pictures.py tissue SLIDE
 python docs/make_pictures.py freeze outputs/SEED outputs/DEFAULT   (run folders of the commands in docs/freeze.md)
 """
 
 import csv
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from histo_pl.slides import open_slide
+from histo_pl.slides.slide import read_thumbnail
+from histo_pl.slides.tissue import find_tissue, thumbnail_side
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -26,6 +33,15 @@ def draw_tiles(root: Path, columns: int = 5, rows: int = 3, side: int = 120) -> 
             tile = Image.open(file).resize((side, side), Image.Resampling.BICUBIC)
             sheet.paste(tile, (column * (side + gap) + half * 4 * gap, row * (side + gap)))
     sheet.save(IMAGES / "demo_tiles.png", optimize=True)
+
+
+def draw_tissue(file: Path, tile_width: int = 224, most: int = 420) -> None:
+    """Draw a slide beside its tissue, where glass is darkened."""
+    with closing(open_slide(file)) as slide:
+        thumbnail = read_thumbnail(slide, max(most, thumbnail_side(slide.size, tile_width)))
+        mask = find_tissue(thumbnail, tile_width * thumbnail.shape[1] / slide.size[0])
+    shown = np.where(mask[..., None], thumbnail, thumbnail // 3)
+    Image.fromarray(np.concatenate((thumbnail, shown), 1)).save(IMAGES / "tissue.png", optimize=True)
 
 
 def draw_freeze(original: Path, default: Path) -> None:
@@ -49,4 +65,4 @@ def draw_freeze(original: Path, default: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"tiles": draw_tiles, "freeze": draw_freeze}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    {"tiles": draw_tiles, "tissue": draw_tissue, "freeze": draw_freeze}[sys.argv[1]](*map(Path, sys.argv[2:]))

@@ -5,22 +5,27 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from histo_pl.__main__ import main
 from histo_pl.cli.build import training_arguments
 from histo_pl.cli.command_line import quote_literals
 from histo_pl.inference.run import predict
+from histo_pl.models.checkpoint import load_checkpoint, save_model
 from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image, evaluate, train
+from tests.inference.test_slides import draw_slide
+from tests.slides.test_readers import write_pyramid
 
-PAGES = ("README.md", "docs/limits.md", "docs/pretrained.md", "docs/running.md", "docs/speed.md")
+PAGES = ("README.md", "docs/limits.md", "docs/pretrained.md", "docs/running.md", "docs/slides.md", "docs/speed.md")
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
-LINES = list(dict.fromkeys(line.strip() for block in BLOCKS for line in block.splitlines()))
+LINES = list(dict.fromkeys(re.sub(r" +# .*", "", line).strip() for block in BLOCKS for line in block.splitlines()))
 COMMANDS = [line for line in LINES if line.startswith("python ")]
 ON_THE_PROCESSOR = ("trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto")
 
@@ -34,7 +39,9 @@ def tiles(tmp_path: Path) -> Path:
     """Tiles of ten patients whose names also suit BreakHis's expression."""
     for letter, class_name in (("B", "benign"), ("M", "malignant")):
         for number in range(20):
-            name = f"SOB_{letter}_A-14-{number % 5}{ord(letter)}AB-200-{number:03}_patient{number % 5}{letter}.png"
+            name = (
+                f"SOB_{letter}_A-14-{number % 5}{ord(letter)}AB-200-{number:03}_patient{number % 5}{letter}_mpp0.5.png"
+            )
             draw_image(tmp_path / "tiles" / class_name / name, number)
     return tmp_path / "tiles"
 
@@ -80,12 +87,24 @@ def test_resume_command() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python predict.py")])
-def test_predict_commands(command: str, trained: Path, tiles: Path, tmp_path: Path) -> None:
-    config = compose_config("predict", *arguments_of(command))
-    assert config.ckpt in ("latest", "multirun/DAY/TIME") or config.ckpt.endswith(".ckpt")
-    out = str(tmp_path / config.out) if config.out else None
-    assert predict(str(trained / "best.ckpt"), str(tiles), out, preprocess=config.preprocess, tta=config.tta) == 0
-    assert out is None or Path(out).is_file()
+def test_predict_commands(
+    command: str, trained: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config: Any = OmegaConf.to_container(compose_config("predict", *arguments_of(command)))
+    assert config["ckpt"] in ("latest", "multirun/DAY/TIME") or config["ckpt"].endswith(".ckpt")
+    shows_slides = any(word in config["img"] for word in ("slide", "photo"))
+    if shows_slides:
+        write_pyramid(tmp_path / "slide.tiff", draw_slide(), 0.5)
+        (tmp_path / "slides.csv").write_text("slide,mpp\nslide.tiff,0.5\n")
+        tiles = tmp_path / "slide.tiff"
+    elif config["explain"]:
+        tiles = next(tiles.rglob("*.png"))
+    model = load_checkpoint(trained)
+    save_model(replace(model, data=model.data | {"mpp": 0.5}), tmp_path / "own.ckpt")
+    assert predict(**config | {"ckpt": "own.ckpt", "img": str(tiles)}) == 0
+    assert config["out"] is None or Path(config["out"]).exists()
+    assert Path("predictions").is_dir() == (config["out"] is None and (shows_slides or config["explain"]))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py") and "crossval" in c])
@@ -158,6 +177,7 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
     assert set_up == [
         "pip install -e . && python train.py trainer.max_epochs=20",
         "pip install -e '.[test]' && pytest",
+        "pip install -e '.[slides]'",
     ]
     known = (
         "python train.py",

@@ -241,6 +241,10 @@ def _data(results: Mapping[str, Any]) -> dict[str, Any]:
         f"{data['name']}, {data['root']}",
         f"Malignant is {data['positive_class']}, benign is {data['negative_class']}.",
     ]
+    if data.get("tile_size"):
+        width, height = data["tile_size"]
+        scale = f", {data['mpp']:g} micrometres per pixel" if data.get("mpp") else ""
+        lines.append(f"Tiles of {width} x {height} pixels (median){scale}.")
     lines += [f"Split: {data['split'][:12]}"] if data.get("split") else []
     lines += results.get("warnings") or ["No file lies twice in two parts."]
     lines += describe_counts(data.get("checked") or {}, sum(row[1] for row in rows))

@@ -19,7 +19,9 @@ COLUMNS = 5  # of the highest-scoring tiles
 
 def add_color_bar(figure: Figure, axes: Sequence[Axes], limit: float, unit: str) -> None:
     """Add the colour bar of maps to a figure."""
-    bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), COLORS), ax=list(axes), fraction=0.05, alpha=OPACITY)
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(-limit, limit), COLORS), ax=list(axes), fraction=0.05, shrink=0.7, alpha=OPACITY
+    )
     bar.set_label(unit, fontsize=7)
     bar.ax.tick_params(labelsize=7)
 

@@ -188,7 +188,7 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
         "python -m histo_pl convert",
         "python -m histo_pl recalibrate",
         "python -m histo_pl robustness",
-        "python docs/novelty.py",
+        "python docs/",
         "python -m histo_pl summarize",
         "python -m venv",
         "pip install -e",

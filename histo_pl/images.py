@@ -107,7 +107,7 @@ def _safe_up_to(pixels: int) -> Iterator[None]:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Read an image's width and height, as it is meant to be seen, from its header; it may be of any size.
+    """Read an image's width and height in pixels, as it is meant to be seen, from its header; it may be of any size.
 
     Args:
         path: The file.

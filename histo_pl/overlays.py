@@ -34,7 +34,7 @@ def smooth_map(evidence: Tensor) -> Map:
 
 
 def color_limit(maps: Sequence[Map]) -> float:
-    """Return the value that is drawn in the strongest colour, for several maps to share."""
+    """Return the positive value drawn in the strongest colour, for several maps, each of shape (S, S), to share."""
     return max(float(np.percentile(np.abs(np.stack(maps)), LIMIT_PERCENTILE)), 1e-9)
 
 

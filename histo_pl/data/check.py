@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from histo_pl.appearance import LEAST_TISSUE
 from histo_pl.data.inspection import Inspections, inspect_files
 from histo_pl.data.source import TileSet
@@ -43,6 +45,11 @@ class CheckedTiles:
             "blank_skipped": len(self.skipped) - unreadable,
             "left_out": self.left_out,
         }
+
+    def median_size(self) -> list[int]:
+        """Return the median width and height of the tiles' files in pixels."""
+        sizes = self.inspections.sizes_of([tile.path for tile in self.tiles])
+        return np.median(sizes, axis=0).round().astype(int).tolist()
 
     def write_skipped(self, file: Path) -> None:
         """Write the tiles that are left out, with the reasons, as CSV, if there are any.

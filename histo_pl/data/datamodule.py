@@ -109,8 +109,7 @@ class HistologyDataModule(L.LightningDataModule):
         self.source_options = source
         self.on_error, self.blank = on_error, blank
         self.inspections_file = None if inspections is None else Path(inspections)
-        self.mpp = mpp
-        self.split_file = split_file
+        self.split_file, self.mpp = split_file, mpp
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.folds, self.fold = folds, fold
         self.test_all = test_all
@@ -200,7 +199,7 @@ class HistologyDataModule(L.LightningDataModule):
             "fold": None if self.folds is None else [self.fold, self.folds],
             "checked": self.checked.counts(),
             "mpp": self.median_mpp,
-            "tile_size": self._median_size(),
+            "tile_size": self.checked.median_size(),
         }
 
     @property
@@ -393,10 +392,6 @@ class HistologyDataModule(L.LightningDataModule):
         if not self.has_cases:
             return None
         return len({(tile.case, tile.class_name) for tile in self.tiles}) - len({tile.case for tile in self.tiles})
-
-    def _median_size(self) -> list[int]:
-        sizes = self.checked.inspections.sizes_of([tile.path for tile in self.tiles])
-        return np.median(sizes, axis=0).round().astype(int).tolist()
 
     def _counts(self, split: Split) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.split_of[tile.path] == split]

@@ -53,9 +53,9 @@ def explain_predictions(
     Raises:
         UserError: The network does not allow the method, or it needs captum.
     """
-    if wanted is False:
-        return Explained()
     method = method_for(network, wanted)
+    if method is None:
+        return Explained()
     device = next(network.parameters()).device
 
     def read(paths: list[str]) -> Tensor:

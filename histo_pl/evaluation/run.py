@@ -29,6 +29,8 @@ from histo_pl.evaluation.seen import KEEP, SKIP, find_seen
 from histo_pl.inference import Predictor
 from histo_pl.models.checkpoint import CANNOT_TELL, UNCALIBRATED_TTA, UNFINISHED, TrainedModel, find_checkpoint
 from histo_pl.models.ensemble import load_model
+from histo_pl.models.evidence import method_for
+from histo_pl.models.scale import describe_other_scale
 from histo_pl.storage import new_folder, refuse_results
 
 log = logging.getLogger(__name__)
@@ -75,14 +77,11 @@ def evaluate(
     _check(split, seen_cases, run_dir)
     file = find_checkpoint(str(checkpoint))
     model = load_model(file)
-    options = {"image_size": model.image_size, "resize": model.resize, "test_all": split == "all"} | data_options
-    data = open_data(root, **options)
-    data.setup()
-    if not data.has_test:
-        raise UserError(f"This folder has train and val, and no test. Expected split=all. Received: split={split}")
+    data = _set_up(model, split, lambda **options: open_data(root, **options, **data_options))
     _announce(file, model, data, tta)
     folder = Path(os.path.relpath(run_dir or new_folder("evaluations/%Y-%m-%d/%H-%M-%S")))
     predictor = Predictor(model, device, tta=tta)
+    method_for(predictor.network, explain)
     chosen = predictor.model
     decision = Decision(chosen.temperature, chosen.threshold, chosen.rule, chosen.refer)
     logits, novelty = _ask(predictor, data)
@@ -96,8 +95,7 @@ def evaluate(
         "seen": seen,
         "warnings": [
             *_doubts(predictor),
-            *filter(None, (model.other_scale(data.median_mpp),)),
-            *filter(None, (seen["note"], seen["case_note"])),
+            *filter(None, (describe_other_scale(model, data.median_mpp), seen["note"], seen["case_note"])),
             *data.leak_warnings(),
         ],
         "data": data.summary() | {"root": str(data.root)},
@@ -121,6 +119,14 @@ def _check(split: str, seen_cases: str, run_dir: str | Path | None) -> None:
         raise UserError(f"seen_cases is not as expected. Expected {KEEP} or {SKIP}. Received: {seen_cases}")
     if run_dir is not None:
         refuse_results(Path(run_dir), ("results.json", "predictions.csv", "report.html"), "run_dir")
+
+
+def _set_up(model: TrainedModel, split: str, open_data: Callable[..., HistologyDataModule]) -> HistologyDataModule:
+    data = open_data(image_size=model.image_size, resize=model.resize, test_all=split == "all")
+    data.setup()
+    if not data.has_test:
+        raise UserError(f"This folder has train and val, and no test. Expected split=all. Received: split={split}")
+    return data
 
 
 def _announce(file: Path, model: TrainedModel, data: HistologyDataModule, tta: bool) -> None:

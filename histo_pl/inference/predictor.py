@@ -186,8 +186,11 @@ class Predictor:
             UserError: The images or the method are not as expected, or captum is needed and not installed.
         """
         self._check(images)
+        chosen = method_for(self.network, method)
+        if chosen is None:
+            raise UserError("There is no map by no method. Expected one, or True. Received: False")
         with full_precision():
-            return explain(self.network, images.to(self.device), method_for(self.network, method))
+            return explain(self.network, images.to(self.device), chosen)
 
     def _check(self, images: Tensor) -> None:
         size = self.model.image_size

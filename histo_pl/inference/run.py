@@ -17,6 +17,7 @@ from histo_pl.inference.table import FORMATS, check_format, format_table, write_
 from histo_pl.models.checkpoint import CANNOT_TELL, SYNTHETIC, UNCALIBRATED_TTA, TrainedModel, find_checkpoint
 from histo_pl.models.ensemble import load_model
 from histo_pl.models.evidence import method_for
+from histo_pl.models.scale import describe_other_scale
 from histo_pl.slides.opening import is_slide
 from histo_pl.tables import describe_some
 
@@ -98,8 +99,7 @@ def _open_folder(
     out: str | None, checkpoint: Path, predictor: Predictor, settings: dict[str, Any], command_line: CommandLine
 ) -> Path:
     """Check what is to be written into a folder, and open it."""
-    if settings["explain"] is not False:
-        method_for(predictor.network, settings["explain"])
+    method_for(predictor.network, settings["explain"])
     if out is not None and (Path(out).suffix.lower() in FORMATS or Path(out).is_file()):
         raise UserError(
             f"Slides and evidence maps are written into a folder. Expected out=FOLDER, or none for "
@@ -119,7 +119,7 @@ def _announce(tiled: Sequence[Path], plain: Sequence[Path], model: TrainedModel,
             f"tile=false squeezes the whole.",
             file=sys.stderr,
         )
-    note = model.other_scale(options.scale.mpp) if plain else None
+    note = describe_other_scale(model, options.scale.mpp) if plain else None
     if note:
         print(note, file=sys.stderr)
     if plain and options.tile is None and model.tile_size is None:

@@ -112,7 +112,7 @@ def _raise_error(batch: list[Prediction]) -> None:
 
 
 def highest(answers: TileAnswers) -> Iterator[int]:
-    """Yield the indices of the ten highest tiles that are not refused, the highest first."""
+    """Yield the indices, from 0, of the ten highest of N tiles that are not refused, the highest first."""
     order = np.argsort(-answers.probability, kind="stable")
     yield from order[answers.label[order] != UNLIKE][:TOP].tolist()
 

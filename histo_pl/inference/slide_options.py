@@ -70,7 +70,7 @@ class SlideOptions:
         return cls(tile, Scale.of(mpp, magnification, mpp_file), mpp_tile, overlap, explain)
 
     def own_size(self, model: TrainedModel) -> tuple[int, int]:
-        """Return the width and height of a training tile's file; of an older checkpoint the network's input."""
+        """Return a training tile's own width and height in pixels; of an older checkpoint the network's input."""
         return model.tile_size or (model.image_size, model.image_size)
 
     def is_tiled(self, file: Path, model: TrainedModel) -> bool:

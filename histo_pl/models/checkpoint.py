@@ -34,7 +34,6 @@ CANNOT_TELL = (
 )
 SYNTHETIC = "Its training tiles were drawn by a program: it knows nothing of real tissue."
 UNFINISHED = "not finished: not calibrated, not tested"
-SAME_SCALE = 1.2  # ratio of two scales that a model takes for one: augmentation zooms by as much
 PREFIX = "network."  # of the weights' names: Lightning prepends the name of TileClassifier's attribute
 REQUIRED = ("network", "image_size", "data")  # metadata without which there is no prediction
 AS_THEY_ARE = (  # metadata that are attributes of `TrainedModel` too
@@ -113,16 +112,6 @@ class TrainedModel:
         """Median width and height of the training tiles' own files in pixels; None of an older checkpoint."""
         size = self.data.get("tile_size")
         return size and (size[0], size[1])
-
-    def other_scale(self, mpp: float | None) -> str | None:
-        """Say that pictures have another scale than the training tiles, where both are known.
-
-        Args:
-            mpp: Their micrometres per pixel; None: unknown.
-        """
-        if mpp is None or self.mpp is None or max(mpp / self.mpp, self.mpp / mpp) <= SAME_SCALE:
-            return None
-        return f"The tiles have {mpp:g} micrometres per pixel, those of the training {self.mpp:g}."
 
     def of_views(self) -> "TrainedModel":
         """Return the model with what was chosen for the mean of eight views; itself where nothing was."""

@@ -45,33 +45,35 @@ class Evidence:
     error: Tensor | None = None
 
 
-def method_for(network: nn.Module, wanted: str | bool = True) -> str:
-    """Choose the method of a network.
+def method_for(network: nn.Module, wanted: str | bool = True) -> str | None:
+    """Choose the method of a network, before any work is done.
 
     Args:
         network: As `build_network` makes it, or a `FoldEnsemble`.
-        wanted: One of `METHODS`; True: the most faithful that the network allows.
+        wanted: One of `METHODS`; True: the most faithful that the network allows; False: none.
 
     Returns:
-        One of `METHODS`.
+        One of `METHODS`, or None.
 
     Raises:
-        UserError: The method is unknown, or the network does not allow it.
+        UserError: The method is unknown, the network does not allow it, or it needs captum, which is not installed.
     """
+    if wanted is False:
+        return None
     backbone = _first_network(network).get_submodule("backbone")
     is_linear = isinstance(backbone, EncoderWithHead) and isinstance(backbone.encoder, PooledStages)
     has_layers = bool(_spatial_layers(backbone))
-    if wanted is True:
-        if is_linear:
-            return EXACT
-        return INTEGRATED if isinstance(backbone, KerasCNN) else CAM if has_layers else OCCLUSION
     allowed = [EXACT] * is_linear + [INTEGRATED] + [CAM] * has_layers + [OCCLUSION]
-    if wanted not in allowed:
+    best = EXACT if is_linear else INTEGRATED if isinstance(backbone, KerasCNN) else CAM if has_layers else OCCLUSION
+    method = best if wanted is True else wanted
+    if method not in allowed:
         raise UserError(
             f"This network has no such evidence map. Expected explain=true or one of {', '.join(allowed)}. "
             f"Received: explain={wanted}"
         )
-    return str(wanted)
+    if method != EXACT:
+        _captum()
+    return method
 
 
 def explain(network: nn.Module, images: Tensor, method: str) -> Evidence:

@@ -33,7 +33,7 @@ class FlatSlide:
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
 
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> Pixels:
-        """Read a region, see `Slide.read`."""
+        """Read a region, RGB of shape (height, width, 3), see `Slide.read`."""
         return self._pixels[y : y + height, x : x + width]
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ class OpenSlideReader:
         self.mpp = self._read_mpp()
 
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> Pixels:
-        """Read a region, see `Slide.read`; what was never scanned is white."""
+        """Read a region, RGB of shape (height, width, 3), see `Slide.read`; what was never scanned is white."""
         try:
             pixels = np.asarray(self._slide.read_region((x, y), level, (width, height)))
         except openslide.OpenSlideError as error:

@@ -15,7 +15,7 @@ COLUMNS = ("slide", "mpp")
 
 @dataclass(frozen=True)
 class Scale:
-    """What the user says of the slides' scale.
+    """The slides' scale, as far as the user says it.
 
     Attributes:
         mpp: Micrometres per pixel at full resolution of all slides; None: not said.
@@ -50,7 +50,7 @@ class Scale:
         return cls(mpp, {} if mpp_file is None else _read_table(Path(mpp_file)))
 
     def said_of(self, path: Path) -> float | None:
-        """Return what the user says of a slide; None: nothing."""
+        """Return the micrometres per pixel that the user says of a slide; None: nothing."""
         return self.of_slide.get(path.name, self.mpp)
 
     def find(self, path: Path, from_file: float | None) -> float | None:

@@ -46,7 +46,7 @@ class TiffSlide:
         self.mpp = _read_mpp(first)
 
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> Pixels:
-        """Read a region, see `Slide.read`."""
+        """Read a region, RGB of shape (height, width, 3), see `Slide.read`."""
         page, factor = self._pages[level], self.downsamples[level]
         left = max(0, min(round(x / factor), page.imagewidth - width))
         top = max(0, min(round(y / factor), page.imagelength - height))

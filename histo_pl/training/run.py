@@ -27,6 +27,7 @@ from histo_pl.evaluation.results import without_nan
 from histo_pl.hardware import keep_freed_memory, set_float32_precision
 from histo_pl.images import RESIZE
 from histo_pl.models.checkpoint import save_checkpoint, update_metadata
+from histo_pl.models.evidence import method_for
 from histo_pl.models.novelty import NoveltyRule
 from histo_pl.storage import atomic_write_text
 from histo_pl.training.answers import Answers, answers_of_features, answers_of_network, logits_of_views
@@ -134,8 +135,11 @@ def run_training(
         UserError: The data, the configuration or the checkpoint to resume from are not as expected.
     """
     started = time.monotonic()
-    arithmetic, calibration = arithmetic or Arithmetic(), calibration or Calibration()
-    case_rule = case_rule or CaseRule()
+    arithmetic, calibration, case_rule = (
+        arithmetic or Arithmetic(),
+        calibration or Calibration(),
+        case_rule or CaseRule(),
+    )
     _prepare_process(arithmetic, seed)
     data.setup()
     check_case_rule(case_rule, data)
@@ -144,6 +148,7 @@ def run_training(
     findings = [*notes, *data.leak_warnings(), *_tested_before(data, initial)]
     announce_data(data, findings)
     classifier = _make_classifier(model, optimization, data, initial)
+    method_for(classifier.network, explain)
     _set_arithmetic(arithmetic, classifier.network)
     history = History()
     trainer = make_trainer([history, CollapseWarning(), EpochSeeding(seed)])
@@ -158,13 +163,11 @@ def run_training(
         results = assessed.results() | run_summary(trainer, classifier, history, run.best, data)
         results |= {"warnings": findings, "embeddings": features and features.summary()}
         if trainer.is_global_zero:
-            results["run"]["seconds"] = round(time.monotonic() - started, 1)
             explained = _explain(classifier, data, assessed, explain)
             results["evidence"] = dict(explained.check) or None
+            results["run"]["seconds"] = round(time.monotonic() - started, 1)
             write_outputs(run_dir, settings, data, results, assessed, history, explained)
-            log_to_loggers(trainer, results)
-            update_metadata(Path(run.best.best_model_path), **assessed.metadata(), finished=True)  # all else is written
-            log_summary(results, data)
+            _finish(run, results, assessed)
     return without_nan(results)
 
 
@@ -175,6 +178,13 @@ class _Run:
     data: HistologyDataModule
     history: History
     best: BestCheckpoint
+
+
+def _finish(run: _Run, results: Mapping[str, Any], assessed: Assessment) -> None:
+    """Log the results, and mark the checkpoint as finished, when all else is written."""
+    log_to_loggers(run.trainer, results)
+    update_metadata(Path(run.best.best_model_path), **assessed.metadata(), finished=True)
+    log_summary(results, run.data)
 
 
 def _train(

@@ -5,6 +5,8 @@ import pytest
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.errors import UserError
+from histo_pl.models.checkpoint import load_checkpoint
+from histo_pl.models.scale import describe_other_scale
 from tests.conftest import draw_image
 
 
@@ -56,11 +58,9 @@ def test_sizes_are_remembered(tiles: Path, tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_keeps_scale_and_size(run_training: Callable[..., dict]) -> None:
-    from histo_pl.models.checkpoint import load_checkpoint
-
     results = run_training("data.mpp=0.5")
     model = load_checkpoint(results["run"]["checkpoint"])
     assert (model.mpp, model.tile_size) == (0.5, (32, 32))
-    assert model.other_scale(0.55) is None
-    assert model.other_scale(None) is None
-    assert "0.25 micrometres per pixel, those of the training 0.5" in (model.other_scale(0.25) or "")
+    assert describe_other_scale(model, 0.55) is None
+    assert describe_other_scale(model, None) is None
+    assert "0.25 micrometres per pixel, those of the training 0.5" in (describe_other_scale(model, 0.25) or "")

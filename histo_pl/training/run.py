@@ -22,7 +22,7 @@ from histo_pl.data.hashing import CaseHashes
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration
 from histo_pl.evaluation.cases import CaseRule
-from histo_pl.evaluation.explained import Explained, explain_predictions
+from histo_pl.evaluation.explained import explain_predictions
 from histo_pl.evaluation.results import without_nan
 from histo_pl.hardware import keep_freed_memory, set_float32_precision
 from histo_pl.images import RESIZE
@@ -135,11 +135,8 @@ def run_training(
         UserError: The data, the configuration or the checkpoint to resume from are not as expected.
     """
     started = time.monotonic()
-    arithmetic, calibration, case_rule = (
-        arithmetic or Arithmetic(),
-        calibration or Calibration(),
-        case_rule or CaseRule(),
-    )
+    arithmetic, calibration = arithmetic or Arithmetic(), calibration or Calibration()
+    case_rule = case_rule or CaseRule()
     _prepare_process(arithmetic, seed)
     data.setup()
     check_case_rule(case_rule, data)
@@ -163,11 +160,8 @@ def run_training(
         results = assessed.results() | run_summary(trainer, classifier, history, run.best, data)
         results |= {"warnings": findings, "embeddings": features and features.summary()}
         if trainer.is_global_zero:
-            explained = _explain(classifier, data, assessed, explain)
-            results["evidence"] = dict(explained.check) or None
             results["run"]["seconds"] = round(time.monotonic() - started, 1)
-            write_outputs(run_dir, settings, data, results, assessed, history, explained)
-            _finish(run, results, assessed)
+            _finish(run, results, assessed, explain, run_dir, settings)
     return without_nan(results)
 
 
@@ -180,8 +174,15 @@ class _Run:
     best: BestCheckpoint
 
 
-def _finish(run: _Run, results: Mapping[str, Any], assessed: Assessment) -> None:
-    """Log the results, and mark the checkpoint as finished, when all else is written."""
+def _finish(
+    run: _Run, results: dict[str, Any], assessed: Assessment, wanted: str | bool, run_dir: Path, settings: str
+) -> None:
+    """Explain the worst mistakes, write and log all results, and mark the checkpoint as finished, last."""
+    network = run.classifier.network.eval().requires_grad_(False)
+    shown = assessed.predictions[assessed.reported]
+    explained = explain_predictions(network, shown, run.data.root, run.data.image_size, RESIZE, wanted)
+    results["evidence"] = dict(explained.check) or None
+    write_outputs(run_dir, settings, run.data, results, assessed, run.history, explained)
     log_to_loggers(run.trainer, results)
     update_metadata(Path(run.best.best_model_path), **assessed.metadata(), finished=True)
     log_summary(results, run.data)
@@ -212,14 +213,6 @@ def _prepare_process(arithmetic: Arithmetic, seed: int) -> None:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     L.seed_everything(seed, workers=True, verbose=False)
-
-
-def _explain(
-    classifier: TileClassifier, data: HistologyDataModule, assessed: Assessment, wanted: str | bool
-) -> Explained:
-    network = classifier.network.eval().requires_grad_(False)
-    shown = assessed.predictions[assessed.reported]
-    return explain_predictions(network, shown, data.root, data.image_size, RESIZE, wanted)
 
 
 def _tested_before(data: HistologyDataModule, initial: InitialWeights) -> list[str]:

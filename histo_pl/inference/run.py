@@ -85,7 +85,7 @@ def predict(
     if predictions:
         _show(predictions, folder / TABLE if folder else Path(out) if out else None)
     if folder:
-        _write_evidence(predictor, plain, folder / EVIDENCE, options)
+        _write_evidence(predictor, predictions, folder / EVIDENCE, options)
         errors += _predict_slides(predictor, tiled, folder, options, is_single=is_single) if tiled else []
         print(f"Everything is in {folder}{'; look at report.html' if tiled else ''}.", file=sys.stderr)
     for note in _notes(predictor, passed_over):
@@ -148,22 +148,21 @@ def _show(predictions: Sequence[Prediction], table: Path | None) -> None:
         write_table(predictions, table)
 
 
-def _write_evidence(predictor: Predictor, files: Sequence[Path], folder: Path, options: SlideOptions) -> None:
-    """Draw the evidence map of each readable image, if asked."""
-    if options.explain is False or not files:
+def _write_evidence(
+    predictor: Predictor, predictions: Sequence[Prediction], folder: Path, options: SlideOptions
+) -> None:
+    """Draw the evidence map of each image that has an answer, if asked."""
+    answered = [(Path(p.file), p.probability) for p in predictions if p.probability is not None]
+    if options.explain is False or not answered:
         return
     from histo_pl.inference.pictures import write_evidence  # it loads matplotlib
 
-    model = predictor.model
-    for file, name in zip(files, names_of(files), strict=True):
-        try:
-            pixels = read_rgb(file)
-        except UserError:
-            continue  # the table has its error
-        image = squeeze_pixels(pixels, model.image_size, model.resize)[None]
-        probability = float(predictor.probabilities(image))
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    names = names_of([file for file, _ in answered])
+    for (file, probability), name in zip(answered, names, strict=True):
+        pixels = read_rgb(file)
+        image = squeeze_pixels(pixels, predictor.model.image_size, predictor.model.resize)[None]
         picture = folder / f"{name}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
         write_evidence(picture, pixels, predictor.explain(image, options.explain), probability, name)
 
 

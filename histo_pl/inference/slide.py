@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -57,18 +58,36 @@ def ask_slide(predictor: Predictor, file: Path, folder: Path, name: str, options
         own = options.own_size(predictor.model)
         is_pyramid = len(slide.downsamples) > 1
         width = options.tile_width(file, mpp, predictor.model, is_pyramid=is_pyramid)
-        shape = shape_tiles(slide, width, own)
-        tiling = lay_tiles(slide, shape, options.overlap)
+        tiling = lay_tiles(slide, shape_tiles(slide, width, own), options.overlap)
+        print(_describe(name, slide, tiling, mpp), file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         _ask_tiles(predictor, slide, tiling, folder, name, mpp)
         answers = read_answers(folder / UNFINISHED_TILES)
-        summary = summarize(answers, tiling, mpp) | {"slide": name, "level": shape.level, "overlap": options.overlap}
+        summary = summarize(answers, tiling, mpp) | {
+            "slide": name,
+            "mpp_of_file": slide.mpp,
+            "mpp_of_training": options.mpp_tile or predictor.model.mpp,
+            "level": tiling.shape.level,
+            "overlap": options.overlap,
+        }
         _write_maps(folder, tiling, answers, mpp, name)
         _draw_top(predictor, slide, tiling, answers, folder / TOP_TILES, options.explain)
     (folder / UNFINISHED_TILES).replace(folder / TILES)
     with atomic_write_text(folder / SUMMARY) as stream:
         stream.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
+
+
+def _describe(name: str, slide: Slide, tiling: Tiling, mpp: float | None) -> str:
+    """Say how a slide is read, before it is."""
+    scale = "scale unknown" if mpp is None else f"{mpp:g} micrometres per pixel"
+    if mpp is not None and mpp != slide.mpp:
+        scale += f" (yours; the file says {'nothing' if slide.mpp is None else f'{slide.mpp:g}'})"
+    (width, height), shape = slide.size, tiling.shape
+    return (
+        f"{name}: {width}x{height} pixels, {scale}; {len(tiling)} of {tiling.grid} tiles of "
+        f"{shape.width}x{shape.height} pixels hold tissue"
+    )
 
 
 def _ask_tiles(predictor: Predictor, slide: Slide, tiling: Tiling, folder: Path, name: str, mpp: float | None) -> None:

@@ -11,6 +11,7 @@ from histo_pl.models.checkpoint import TrainedModel
 from histo_pl.slides.opening import TIFF, is_slide, open_slide
 from histo_pl.slides.scale import Scale, unknown_scale
 
+LEAST_TILE = 16  # pixels of a tile's width: less is a slip
 LARGE = 2  # times the side of a training tile beyond which a plain image is tiled
 
 
@@ -27,7 +28,7 @@ class SlideOptions:
         explain: The method of the evidence maps, see `evidence.method_for`; False: none.
     """
 
-    tile: float | bool | None = None
+    tile: int | None = None
     scale: Scale = field(default_factory=Scale)
     mpp_tile: float | None = None
     overlap: float = 0.0
@@ -36,7 +37,7 @@ class SlideOptions:
     @classmethod
     def of(
         cls,
-        tile: float | bool | None = None,
+        tile: int | None = None,
         overlap: float = 0.0,
         mpp: float | None = None,
         magnification: float | None = None,
@@ -58,10 +59,14 @@ class SlideOptions:
         Raises:
             UserError: A value is out of range.
         """
-        if tile is True or isinstance(tile, str) or (tile is not None and tile is not False and not 1 <= tile < 1e6):  # noqa: PLR2004
+        if tile is not None and tile is not False and (not isinstance(tile, int) or tile < LEAST_TILE):
             raise UserError(
-                f"tile is not as expected. Expected a tile's width in pixels at full resolution, or false to squeeze "
-                f"whole images. Received: tile={tile}"
+                f"tile is not as expected. Expected a tile's width in whole pixels at full resolution, at least "
+                f"{LEAST_TILE}, or false to squeeze whole images. Received: tile={tile}"
+            )
+        if tile is not None and mpp_tile is not None:
+            raise UserError(
+                f"The tiles' size is given twice. Expected tile or mpp_tile. Received: tile={tile} mpp_tile={mpp_tile}"
             )
         if isinstance(overlap, bool | str) or not 0 <= overlap <= 0.9:  # noqa: PLR2004
             raise UserError(f"overlap is out of range. Expected from 0 to 0.9. Received: overlap={overlap}")
@@ -95,7 +100,7 @@ class SlideOptions:
             return size[0] > self.tile or size[1] > self.tile * height / width
         own = model.tile_size
         if own is None:
-            return self.scale != Scale() or self.mpp_tile is not None
+            return self.scale.said_of(file) is not None or self.mpp_tile is not None
         return any(side > LARGE * of_tile for side, of_tile in zip(size, own, strict=True))
 
     def tile_width(self, file: Path, mpp: float | None, model: TrainedModel, *, is_pyramid: bool) -> float:
@@ -113,7 +118,7 @@ class SlideOptions:
         if self.tile is not None:
             return float(self.tile)
         of_tiles, own = self.mpp_tile or model.mpp, model.tile_size
-        needs_scale = is_slide(file) or is_pyramid or self.scale != Scale() or self.mpp_tile is not None
+        needs_scale = is_slide(file) or is_pyramid or self.scale.said_of(file) is not None or self.mpp_tile is not None
         if needs_scale and (of_tiles is None or own is None):
             raise UserError(
                 f"This checkpoint does not say {'the size' if own is None else 'the micrometres per pixel'} of its "
@@ -121,7 +126,7 @@ class SlideOptions:
                 f"tile=PIXELS, a tile's width in pixels of the slide at full resolution. Received: {file}"
             )
         if needs_scale and mpp is None:
-            raise unknown_scale(file)
+            raise unknown_scale(file, self.scale)
         if mpp is None or of_tiles is None or own is None:
             return float(self.own_size(model)[0])
         return own[0] * of_tiles / mpp

@@ -43,7 +43,7 @@ def ask_slides(
             summaries.append(ask_slide(predictor, file, folder / name, name, options))
         except UserError as error:
             if len(files) > 1:
-                print(f"{name}: {error}", file=sys.stderr)
+                print(f"{name}: {str(error).partition('. ')[0]}.", file=sys.stderr)
             summaries.append({"slide": name, "error": str(error)})
     return summaries
 
@@ -76,7 +76,7 @@ def format_summaries(summaries: Sequence[dict[str, Any]]) -> str:
         summaries: As `ask_slides` returns them, at least one.
     """
     width = max(len("slide"), *(len(one["slide"]) for one in summaries))
-    lines = [f"{'slide':<{width}}    tiles  malignant  uncertain  unlike     max    mean   top10   share"]
+    lines = [f"{'slide':<{width}}    tiles  malignant  benign  uncertain  unlike     max    mean   top10   share"]
     for one in summaries:
         if one.get("error"):
             lines.append(f"{one['slide']:<{width}}  ERROR: {one['error']}")
@@ -84,8 +84,15 @@ def format_summaries(summaries: Sequence[dict[str, Any]]) -> str:
         if not one["tiles"]:
             lines.append(f"{one['slide']:<{width}}        0  no tissue was found")
             continue
-        counts = f"{one['tiles']:>7}  {one['malignant']:>9}  {one['uncertain']:>9}  {one['unlike']:>6}"
+        counts = (
+            f"{one['tiles']:>7}  {one['malignant']:>9}  {one['benign']:>6}  {one['uncertain']:>9}  {one['unlike']:>6}"
+        )
         scores = (one["scores"][score] for score in ("max", "mean", "top10", "share"))
         written = "  ".join(f"{'' if score is None else f'{score:.4f}':>6}" for score in scores)
         lines.append(f"{one['slide']:<{width}}  {counts}  {written}")
+    refused = [one for one in summaries if not one.get("error") and 2 * one["unlike"] > one["tiles"]]
+    lines += [
+        f"{one['slide']}: {one['unlike']} of {one['tiles']} tiles are unlike the training; scores are of the others."
+        for one in refused
+    ]
     return "\n".join(lines)

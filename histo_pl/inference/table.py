@@ -48,7 +48,10 @@ def check_format(file: Path) -> None:
         UserError: Its name ends otherwise, or its folder does not exist.
     """
     if file.suffix.lower() not in FORMATS:
-        raise UserError(f"out must end in {' or '.join(FORMATS)}. Received: {file}")
+        raise UserError(
+            f"out must end in {' or '.join(FORMATS)}: a table is written, as no image here is cut into tiles or "
+            f"explained. Received: {file}"
+        )
     if not file.parent.is_dir():
         raise UserError(f"The folder of out does not exist. Expected one that does. Received: {file}")
 

@@ -105,6 +105,7 @@ def _draw_bar(height: int) -> Image.Image:
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), COLORS), cax=axes, alpha=OPACITY)
     bar.set_label("probability of malignancy", fontsize=7)
     bar.ax.tick_params(labelsize=7)
+    figure.text(0.08, 0.94 - share * 0.94, "grey: unlike\nthe training", fontsize=7, va="top")
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return Image.open(stream).convert("RGB")

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from histo_pl.errors import UserError
-from histo_pl.tables import read_table
+from histo_pl.tables import describe_some, read_table
 
 PLAUSIBLE = (0.01, 20.0)  # micrometres per pixel of a microscope; beyond lie the dots an inch of print
 AT_ONE = 10.0  # micrometres per pixel of an objective of 1x by the scanners' convention: 0.5 at 20x, 0.25 at 40x
+MAGNIFICATIONS = (AT_ONE / PLAUSIBLE[1], AT_ONE / PLAUSIBLE[0])
 COLUMNS = ("slide", "mpp")
 
 
@@ -42,9 +43,11 @@ class Scale:
                 f"The scale is given twice. Expected mpp or magnification. Received: mpp={mpp} "
                 f"magnification={magnification}"
             )
-        for key, value in (("mpp", mpp), ("magnification", magnification)):
-            if value is not None and (isinstance(value, bool | str) or not 0 < value < math.inf):
-                raise UserError(f"{key} is out of range. Expected a number above 0. Received: {key}={value}")
+        for key, value, (least, most) in (("mpp", mpp, PLAUSIBLE), ("magnification", magnification, MAGNIFICATIONS)):
+            if value is not None and (isinstance(value, bool | str) or not least <= value <= most):
+                raise UserError(
+                    f"{key} is out of range. Expected a number from {least:g} to {most:g}. Received: {key}={value}"
+                )
         if magnification is not None:
             mpp = AT_ONE / magnification
         return cls(mpp, {} if mpp_file is None else _read_table(Path(mpp_file)))
@@ -67,12 +70,19 @@ class Scale:
         return from_file if is_plausible else None
 
 
-def unknown_scale(path: Path) -> UserError:
+def unknown_scale(path: Path, scale: Scale) -> UserError:
     """Make the error of a slide whose scale nobody says.
 
     Args:
         path: The slide's file.
+        scale: What the user says of other slides.
     """
+    if scale.of_slide:
+        return UserError(
+            f"mpp_file has no row for this slide, whose file does not say its micrometres per pixel. Expected its name "
+            f"{path.name} in the column {COLUMNS[0]}, or mpp=0.5 for all others. Received: rows for "
+            f"{describe_some(sorted(scale.of_slide))}"
+        )
     return UserError(
         f"The micrometres per pixel of this slide are unknown: the file does not say them. Expected one of four: a "
         f"file that says them, mpp=0.5, magnification=20, or mpp_file=TABLE.csv with the columns "
@@ -82,7 +92,12 @@ def unknown_scale(path: Path) -> UserError:
 
 
 def _read_table(file: Path) -> dict[str, float]:
-    return {row["slide"]: _number(row, file) for row in read_table(file, "mpp_file", COLUMNS)}
+    rows = read_table(file, "mpp_file", COLUMNS)
+    names = [row["slide"] for row in rows]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"mpp_file names a slide twice. Expected one row a slide. Received: {twice[0]} in {file}")
+    return {row["slide"]: _number(row, file) for row in rows}
 
 
 def _number(row: Mapping[str, str], file: Path) -> float:
@@ -90,9 +105,10 @@ def _number(row: Mapping[str, str], file: Path) -> float:
         number = float(row["mpp"])
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
+    if not PLAUSIBLE[0] <= number <= PLAUSIBLE[1]:
         raise UserError(
-            f"mpp_file does not hold micrometres per pixel. Expected a number above 0. Received: "
+            f"mpp_file does not hold micrometres per pixel. Expected a number from {PLAUSIBLE[0]:g} to "
+            f"{PLAUSIBLE[1]:g}. Received: "
             f"{row['mpp'] or 'nothing'} for {row['slide']} in {file}"
         )
     return number

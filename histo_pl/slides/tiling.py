@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from histo_pl.appearance import LEAST_TISSUE
 from histo_pl.slides.slide import Pixels, Slide, best_level, read_padded, read_thumbnail
 from histo_pl.slides.tissue import Tissue, find_tissue, thumbnail_side
+
+SHOWN = 1024  # pixels of the longer side of a map, at least, where the slide has as many
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,11 @@ def lay_tiles(slide: Slide, shape: TileShape, overlap: float) -> Tiling:
     Returns:
         The tiles whose share of tissue is at least `appearance.LEAST_TISSUE`.
     """
-    thumbnail = read_thumbnail(slide, thumbnail_side(slide.size, shape.width))
-    mask = find_tissue(thumbnail, shape.width * thumbnail.shape[1] / slide.size[0])
+    side = thumbnail_side(slide.size, shape.width)
+    thumbnail = read_thumbnail(slide, max(side, min(SHOWN, *slide.size)))
+    small = Image.fromarray(thumbnail)
+    small.thumbnail((side, side), Image.Resampling.BOX)
+    mask = find_tissue(np.asarray(small), shape.width * small.width / slide.size[0])
     tissue = Tissue(mask, slide.size)
     columns, rows = (
         _starts(whole, side, overlap) for whole, side in zip(slide.size, (shape.width, shape.height), strict=True)

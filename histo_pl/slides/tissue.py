@@ -15,6 +15,7 @@ PER_TILE = 16  # pixels of the thumbnail a tile's side, unless the thumbnail bec
 LEAST_ABSORBED, MOST_ABSORBED = 12, 40  # levels of 255 that Otsu's threshold stays within: glass is noisy, tissue pale
 LEAST_GLASS = 0.01  # share of bright pixels below which there is no glass to compare with
 BRIGHT = 90  # percentile of the bright pixels that glass is taken to be
+SAMPLE = 100_000  # pixels that glass is looked for in
 WHITE = (245, 245, 245)  # of a slide without glass
 RED = 0.35  # blue exceeds green by at least this share of what red does in eosin, not in blood and red ink
 VIVID = 60  # levels of 255 by which the channels of ink and blood differ at least
@@ -39,9 +40,9 @@ class Tissue:
         return float(self.mask.mean()) * self.size[0] * self.size[1]
 
     @cached_property
-    def _sums(self) -> NDArray[np.int64]:
+    def _sums(self) -> NDArray[np.int32]:
         """Number of tissue pixels above and left of each corner, of shape (H + 1, W + 1)."""
-        return np.pad(self.mask.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+        return np.pad(self.mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
 
     def shares(self, left: NDArray[np.int64], top: NDArray[np.int64], width: int, height: int) -> NDArray[np.float64]:
         """Compute the share of tissue in rectangles, their parts beyond the slide left out.
@@ -101,8 +102,9 @@ def find_tissue(thumbnail: Pixels, tile_width: float) -> NDArray[np.bool_]:
 
 def _absorption(thumbnail: Pixels) -> NDArray[np.uint8]:
     """Return the levels of 255 by which a pixel is darker than glass in the channel that it absorbs most, (H, W)."""
-    bright = thumbnail[thumbnail.min(axis=2) >= BRIGHTEST]
-    has_glass = len(bright) >= LEAST_GLASS * thumbnail[..., 0].size
+    pixels = thumbnail.reshape(-1, 3)[:: max(1, thumbnail[..., 0].size // SAMPLE)]  # percentiles take much memory
+    bright = pixels[pixels.min(axis=1) >= BRIGHTEST]
+    has_glass = len(bright) >= LEAST_GLASS * len(pixels)
     glass = np.percentile(bright, BRIGHT, axis=0) if has_glass else np.array(WHITE)
     table = np.clip(255 - np.arange(256)[:, None] * (255 / glass), 0, 255).round().astype(np.uint8)
     channels = [table[thumbnail[..., channel], channel] for channel in range(3)]

@@ -198,6 +198,19 @@ def test_a_large_photograph_is_cut_into_tiles_and_says_so(
     assert not (tmp_path / "predictions").exists()
 
 
+def test_a_table_of_scales_leaves_an_unlisted_photograph_as_it_is(trained: Path, slide: Path, tmp_path: Path) -> None:
+    checkpoint = with_data(trained, tmp_path / "x.ckpt", mpp=0.5, tile_size=[48, 32])
+    (tmp_path / "both").mkdir()
+    slide.rename(tmp_path / "both" / "slide.tiff")
+    Image.fromarray(draw_slide()).save(tmp_path / "both" / "photo.png")
+    (tmp_path / "mpp.csv").write_text("slide,mpp\nslide.tiff,0.25\n")
+    predict(str(checkpoint), str(tmp_path / "both"), str(tmp_path / "out"), mpp_file=str(tmp_path / "mpp.csv"))
+    tiles = {
+        name: json.loads((tmp_path / "out" / name / "summary.json").read_text())["tile"] for name in ("slide", "photo")
+    }
+    assert tiles == {"slide": [96, 64], "photo": [48, 32]}
+
+
 def test_an_older_checkpoint_squeezes_a_large_image_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,7 +243,9 @@ def test_evidence_maps_of_tiles_and_of_the_highest_tiles(trained: Path, slide: P
         ({"tile": True}, "tile is not as expected"),
         ({"tile": "big"}, "tile is not as expected"),
         ({"overlap": 1}, "overlap is out of range"),
-        ({"mpp_tile": -1}, "mpp_tile is out of range"),
+        ({"mpp_tile": -1, "tile": None}, "mpp_tile is out of range"),
+        ({"mpp_tile": 0.5}, "given twice"),
+        ({"tile": 32.5}, "tile is not as expected"),
         ({"explain": "magic"}, "no such evidence map"),
         ({"out": "table.csv"}, "written into a folder"),
     ],

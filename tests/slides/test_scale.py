@@ -24,8 +24,12 @@ def test_dots_an_inch_of_print_are_no_scale(of_print: float) -> None:
 
 
 def test_the_error_names_all_ways() -> None:
-    message = str(unknown_scale(SLIDE))
+    message = str(unknown_scale(SLIDE, Scale()))
     assert all(way in message for way in ("mpp=", "magnification=", "mpp_file=", "a file", "tile=PIXELS", str(SLIDE)))
+
+
+def test_the_error_of_a_slide_that_the_table_lacks_names_its_rows() -> None:
+    assert "1: b.svs" in str(unknown_scale(SLIDE, Scale(None, {"b.svs": 0.5})))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,10 @@ def test_the_error_names_all_ways() -> None:
     [
         ((0.5, 20, None), "given twice"),
         ((0, None, None), "mpp is out of range"),
+        ((50, None, None), "mpp is out of range. Expected a number from 0.01 to 20"),
         ((None, -1, None), "magnification is out of range"),
+        ((None, None, "slide,mpp\na.svs,0.5\na.svs,0.25\n"), "names a slide twice"),
+        ((None, None, "slide,mpp\na.svs,99\n"), "99 for a.svs"),
         ((None, None, "slide,mpp\na.svs,half\n"), "half for a.svs"),
         ((None, None, "slide,mpp\na.svs,\n"), "nothing for a.svs"),
         ((None, None, "name,mpp\na.svs,1\n"), "lacks a column"),

@@ -109,6 +109,7 @@ class Report:
                 _mistake(self.predictions, index, self.root, self.maps) for index in worst_mistakes(self.predictions)
             ],
             map_notes=self.map_notes,
+            map_limit=f"{color_limit(list(self.maps.values())):.2g}" if self.maps else "",
             training=_training(self.epochs, self.results),
             settings=self.settings,
             limits=LIMITS,

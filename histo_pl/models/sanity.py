@@ -54,8 +54,8 @@ def describe_check(check: dict[str, Any]) -> str:
     return (
         f"Check of the maps on {check['tiles']} tiles: with the tenth of highest evidence blurred the mean probability "
         f"goes from {check['before']:.3f} to {check['after_top']:.3f}, with a tenth elsewhere to "
-        f"{check['after_random']:.3f}; the correlation with maps of random weights is {check['correlation']:.2f} (0: "
-        f"they show what was learnt, 1: they would be the same without)."
+        f"{check['after_random']:.3f}; the correlation with maps of random weights is {check['correlation']:.2f} (1: "
+        f"training would have changed nothing)."
     )
 
 

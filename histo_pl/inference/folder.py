@@ -10,9 +10,10 @@ from typing import Any
 from histo_pl.errors import UserError
 from histo_pl.models.ensemble import is_cross_validation
 from histo_pl.signals import set_stop_message
-from histo_pl.storage import atomic_write_text, new_folder
+from histo_pl.storage import atomic_write_text, new_folder, refuse_results
 
 RUN = "run.json"
+RESULTS = ("report.html", "slides.csv", "predictions.csv")  # of a run
 CommandLine = Callable[..., str | None]  # this run's command with some keys changed; None if there is none
 
 
@@ -35,8 +36,9 @@ def open_folder(out: str | None, checkpoint: Path, settings: dict[str, Any], com
     run = {"model": str(checkpoint), "sha256": _fingerprint(checkpoint), "settings": settings}
     known = folder / RUN
     if known.exists():
-        _check_same(json.loads(known.read_text(encoding="utf-8")), run, folder)
+        _check_same(_read_run(known), run, folder)
     else:
+        refuse_results(folder, RESULTS, "out")
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write_text(known) as stream:
             stream.write(json.dumps(run, indent=2) + "\n")
@@ -58,6 +60,14 @@ def _fingerprint(checkpoint: Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _read_run(file: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"This file is no run of predictions ({error}). Name another out. Received: {file}") from error
+    return run if isinstance(run, dict) else {}
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -92,7 +92,7 @@ def format_summaries(summaries: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{one['slide']:<{width}}  {counts}  {written}")
     refused = [one for one in summaries if not one.get("error") and 2 * one["unlike"] > one["tiles"]]
     lines += [
-        f"{one['slide']}: {one['unlike']} of {one['tiles']} tiles are unlike the training; scores are of the others."
+        f"{one['slide']}: {one['unlike']} of {one['tiles']} tiles are unlike the training, and in no score."
         for one in refused
     ]
     return "\n".join(lines)

@@ -176,6 +176,17 @@ def test_another_model_or_other_settings_are_refused(trained: Path, slide: Path,
     assert (tmp_path / "out" / "slide" / "tiles.csv").read_bytes() == before
 
 
+def test_results_of_something_else_are_not_overwritten(trained: Path, slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match="results of another run"):
+        predict(str(trained), str(slide), str(tmp_path), tile=32)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("{")
+    with pytest.raises(UserError, match="no run of predictions"):
+        predict(str(trained), str(slide), str(tmp_path / "other"), tile=32)
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
 def test_answers_about_tiles_of_another_scale_are_not_continued(trained: Path, slide: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict(str(trained), str(slide), str(out), tile=32)

@@ -61,7 +61,7 @@ def test_a_signal_ends_all_processes_and_leaves_nothing_half_written(
     assert (tmp_path / "file.txt").read_text() == "whole"
 
 
-@pytest.mark.parametrize("trainer", ["cpu", "ddp_sim"])
+@pytest.mark.parametrize("trainer", ["cpu", pytest.param("ddp_sim", marks=pytest.mark.slow)])
 def test_a_stopped_training_names_the_command_that_goes_on(tmp_path: Path, demo_root: Path, trainer: str) -> None:
     tiny = [option for option in TINY if option not in ("trainer=cpu", "data.num_workers=0", "trainer.max_epochs=1")]
     options = [*tiny, *TINY_DEMO, f"trainer={trainer}", "data.num_workers=1", "trainer.max_epochs=1000"]

@@ -75,7 +75,8 @@ def probability_map(
         total[y0:y1, x0:x1] += probability
         count[y0:y1, x0:x1] += 1
         answered[y0:y1, x0:x1] |= is_like
-    return np.divide(total, count, out=np.full(shape, np.nan, np.float32), where=count > 0), answered
+    total[count == 0] = np.nan
+    return np.divide(total, count, out=total, where=count > 0), answered
 
 
 def _to_map(edge: NDArray[np.int64], whole: int, pixels: int) -> list[int]:

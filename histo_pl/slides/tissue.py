@@ -1,7 +1,6 @@
 """Tissue of a slide, found on its thumbnail: by colour, without pen marks, blood, borders, specks and holes."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +9,7 @@ from PIL import Image, ImageFilter
 from histo_pl.appearance import BRIGHTEST, DARKEST
 from histo_pl.slides.slide import Pixels
 
-LONGEST = 2048  # pixels of the thumbnail's longer side
+LONGEST = 1536  # pixels of the thumbnail's longer side: what memory a slide takes beyond its tiles
 PER_TILE = 16  # pixels of the thumbnail a tile's side, unless the thumbnail becomes too large
 LEAST_ABSORBED, MOST_ABSORBED = 12, 40  # levels of 255 that Otsu's threshold stays within: glass is noisy, tissue pale
 LEAST_GLASS = 0.01  # share of bright pixels below which there is no glass to compare with
@@ -39,10 +38,13 @@ class Tissue:
         """The tissue's area in pixels at full resolution."""
         return float(self.mask.mean()) * self.size[0] * self.size[1]
 
-    @cached_property
     def _sums(self) -> NDArray[np.int32]:
-        """Number of tissue pixels above and left of each corner, of shape (H + 1, W + 1)."""
-        return np.pad(self.mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
+        """Return the number of tissue pixels above and left of each corner, of shape (H + 1, W + 1)."""
+        sums = np.zeros([side + 1 for side in self.mask.shape], np.int32)
+        inner = sums[1:, 1:]
+        np.cumsum(self.mask, axis=0, out=inner)
+        np.cumsum(inner, axis=1, out=inner)
+        return sums
 
     def shares(self, left: NDArray[np.int64], top: NDArray[np.int64], width: int, height: int) -> NDArray[np.float64]:
         """Compute the share of tissue in rectangles, their parts beyond the slide left out.
@@ -59,7 +61,7 @@ class Tissue:
         rows, columns = self.mask.shape
         x0, x1 = _span(left, width, self.size[0], columns)
         y0, y1 = _span(top, height, self.size[1], rows)
-        sums = self._sums
+        sums = self._sums()
         return (sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]) / ((x1 - x0) * (y1 - y0))
 
 

@@ -25,7 +25,10 @@ Run = Callable[..., dict[str, Any]]
         ("data.num_workers=2",),
         ("data.num_workers=1", "augment=stain", "data.balanced=true"),
         pytest.param(("model=efficientnet_b0", "model.weights=null"), marks=pytest.mark.slow),  # it drops layers
-        ("data.num_workers=1", "augment=keras", "callbacks=early_stopping", "scheduler=warmup_cosine"),
+        pytest.param(
+            ("data.num_workers=1", "augment=keras", "callbacks=early_stopping", "scheduler=warmup_cosine"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["workers", "balanced", "dropout", "schedule"],
 )

@@ -227,34 +227,42 @@ class Predictor:
             The predictions of each batch, in order; one that raised an `ImageError` gets it as its answer.
         """
 
-        def attempt(item: Item) -> Tensor | ImageError:
+        def attempt(item: Item, place: Tensor) -> ImageError | None:
             try:
-                return read(item)
+                place.copy_(read(item))
             except ImageError as error:
                 return error
+            return None
 
         rest = iter(items)
-        reading: deque[tuple[list[Item], list[Future[Tensor | ImageError]]]] = deque()
+        reading: deque[tuple[list[Item], Tensor, list[Future[ImageError | None]]]] = deque()
         with ThreadPoolExecutor(usable_cores()) as pool:
             while batch := list(islice(rest, self.batch_size)):
-                reading.append((batch, [pool.submit(attempt, item) for item in batch]))
+                # Made and freed by this thread: what the readers made for it would grow their heaps batch by batch.
+                images = torch.empty(len(batch), 3, self.model.image_size, self.model.image_size, dtype=torch.uint8)
+                futures = [pool.submit(attempt, item, place) for item, place in zip(batch, images, strict=True)]
+                reading.append((batch, images, futures))
                 if len(reading) > READ_AHEAD:
                     yield self._predict_batch(*reading.popleft())
             while reading:
                 yield self._predict_batch(*reading.popleft())
 
     def _predict_batch(
-        self, names: Sequence[object], reading: Sequence[Future[Tensor | ImageError]]
+        self, names: Sequence[object], images: Tensor, reading: Sequence[Future[ImageError | None]]
     ) -> list[Prediction]:
-        tiles = [future.result() for future in reading]
-        readable = [tile for tile in tiles if isinstance(tile, Tensor)]
-        answers = self._rows(torch.stack(readable)) if readable else iter(())
-        return [
-            Prediction(str(name), None, None, str(tile), self.model.trained_on)
-            if isinstance(tile, ImageError)
-            else self._answer(str(name), tile, *next(answers))
-            for name, tile in zip(names, tiles, strict=True)
-        ]
+        """Answer for the images, (B, 3, S, S), that could be read."""
+        errors = [future.result() for future in reading]
+        readable = [index for index, error in enumerate(errors) if error is None]
+        images = images if len(readable) == len(images) else images[readable]
+        answers = zip(images, self._rows(images), strict=True) if readable else iter(())
+        predictions = []
+        for name, error in zip(names, errors, strict=True):
+            if error is not None:
+                predictions.append(Prediction(str(name), None, None, str(error), self.model.trained_on))
+            else:
+                image, row = next(answers)
+                predictions.append(self._answer(str(name), image, *row))
+        return predictions
 
     def _rows(self, images: Tensor) -> Iterator[tuple[float, float | None, float | None]]:
         """Compute the probability of each of the (B,) images, its spread among the folds, and the novelty."""

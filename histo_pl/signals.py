@@ -17,6 +17,8 @@ PR_SET_PDEATHSIG = 1  # Linux's prctl(2)
 LONGEST_FAREWELL = 5.0  # seconds, where nobody reads the line
 HEAD_START = 2.0  # seconds that the first process of several has to speak, before the others go
 
+CommandLine = Callable[..., str | None]  # this run's command with some keys changed; None if there is none
+
 _last_words: Callable[[], str] | None = None
 _suffix = ""
 

@@ -93,6 +93,8 @@ class Report:
             file: The HTML file.
             drawn: The figures that `figures` returns.
         """
+        limit = color_limit(list(self.maps.values())) if self.maps else 1.0
+        mistakes = worst_mistakes(self.predictions)
         write_page(
             TEMPLATE,
             file,
@@ -105,11 +107,9 @@ class Report:
             decision=_decision(self.results),
             data=_data(self.results),
             columns=[_by_column(self.predictions, name, values) for name, values in self.columns.items()],
-            mistakes=[
-                _mistake(self.predictions, index, self.root, self.maps) for index in worst_mistakes(self.predictions)
-            ],
+            mistakes=[_mistake(self.predictions, index, self.root, self.maps, limit) for index in mistakes],
             map_notes=self.map_notes,
-            map_limit=f"{color_limit(list(self.maps.values())):.2g}" if self.maps else "",
+            map_limit=f"{limit:.2g}" if self.maps else "",
             training=_training(self.epochs, self.results),
             settings=self.settings,
             limits=LIMITS,
@@ -282,14 +282,14 @@ def worst_mistakes(predictions: Predictions) -> list[int]:
     return chosen
 
 
-def _mistake(predictions: Predictions, index: int, root: Path, maps: Mapping[str, Map]) -> dict[str, Any]:
+def _mistake(predictions: Predictions, index: int, root: Path, maps: Mapping[str, Map], limit: float) -> dict[str, Any]:
     truth = "malignant" if predictions.malignant[index] else "benign"
     path = str(predictions.path[index])
     text = f"truly {truth}, probability {predictions.probability[index]:.3f}"
-    return {"text": text, "name": Path(path).name, "jpegs": _thumbnails(root / path, maps.get(path), maps)}
+    return {"text": text, "name": Path(path).name, "jpegs": _thumbnails(root / path, maps.get(path), limit)}
 
 
-def _thumbnails(file: Path, evidence: Map | None, maps: Mapping[str, Map]) -> list[str]:
+def _thumbnails(file: Path, evidence: Map | None, limit: float) -> list[str]:
     """Shrink an image, and its overlay where there is a map, to JPEGs in base64; none if the file is gone."""
     try:
         pixels = read_rgb(file)
@@ -297,8 +297,7 @@ def _thumbnails(file: Path, evidence: Map | None, maps: Mapping[str, Map]) -> li
         return []
     if evidence is None:
         return [embed_jpeg(pixels, THUMBNAIL)]
-    overlay = overlay_map(pixels, evidence, color_limit(list(maps.values())))
-    return [embed_jpeg(picture, THUMBNAIL) for picture in (pixels, overlay)]
+    return [embed_jpeg(picture, THUMBNAIL) for picture in (pixels, overlay_map(pixels, evidence, limit))]
 
 
 def _training(epochs: Sequence[Mapping[str, float]], results: Mapping[str, Any]) -> dict[str, Any] | None:

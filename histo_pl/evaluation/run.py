@@ -77,7 +77,7 @@ def evaluate(
     _check(split, seen_cases, run_dir)
     file = find_checkpoint(str(checkpoint))
     model = load_model(file)
-    data = _set_up(model, split, lambda **options: open_data(root, **options, **data_options))
+    data = _set_up(model, split, lambda **options: open_data(root, **(options | data_options)))
     _announce(file, model, data, tta)
     folder = Path(os.path.relpath(run_dir or new_folder("evaluations/%Y-%m-%d/%H-%M-%S")))
     predictor = Predictor(model, device, tta=tta)

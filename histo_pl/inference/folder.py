@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
 from histo_pl.errors import UserError
 from histo_pl.models.ensemble import is_cross_validation
-from histo_pl.signals import set_stop_message
+from histo_pl.signals import CommandLine, set_stop_message
 from histo_pl.storage import atomic_write_text, new_folder, refuse_results
 
 RUN = "run.json"
 RESULTS = ("report.html", "slides.csv", "predictions.csv")  # of a run
-CommandLine = Callable[..., str | None]  # this run's command with some keys changed; None if there is none
 
 
 def open_folder(out: str | None, checkpoint: Path, settings: dict[str, Any], command_line: CommandLine) -> Path:
@@ -71,7 +71,6 @@ def _read_run(file: Path) -> dict[str, Any]:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    now = json.loads(json.dumps(now))  # lists for tuples
     if before.get("sha256") != now["sha256"]:
         raise UserError(
             f"This folder holds answers of another model, {before.get('model')}. Expected the same, or another out. "
@@ -95,10 +94,9 @@ def names_of(files: Sequence[Path]) -> list[str]:
     Returns:
         Different names; where two would be the same, with the ending.
     """
-    parents = [file.absolute().parent for file in files]
-    shared = Path(commonpath(parents))
-    names = [(file.absolute().relative_to(shared)).with_suffix("").as_posix() for file in files]
-    return [
-        name if names.count(name) == 1 else file.absolute().relative_to(shared).as_posix()
-        for name, file in zip(names, files, strict=True)
-    ]
+    paths = [file.absolute() for file in files]
+    shared = commonpath([path.parent for path in paths])
+    relative = [path.relative_to(shared) for path in paths]
+    names = [path.with_suffix("").as_posix() for path in relative]
+    times = Counter(names)
+    return [name if times[name] == 1 else path.as_posix() for name, path in zip(names, relative, strict=True)]

@@ -10,7 +10,7 @@ from histo_pl.errors import UserError
 from histo_pl.hardware import keep_freed_memory as keep_memory
 from histo_pl.images import OPENCV_RESIZE, read_rgb, read_size, squeeze_pixels
 from histo_pl.inference.files import find_images, find_others
-from histo_pl.inference.folder import CommandLine, forget_run, names_of, open_folder
+from histo_pl.inference.folder import forget_run, names_of, open_folder
 from histo_pl.inference.predictor import Prediction, Predictor
 from histo_pl.inference.slide_options import LARGE, SlideOptions
 from histo_pl.inference.table import FORMATS, check_format, format_table, write_table
@@ -18,6 +18,7 @@ from histo_pl.models.checkpoint import CANNOT_TELL, SYNTHETIC, UNCALIBRATED_TTA,
 from histo_pl.models.ensemble import load_model
 from histo_pl.models.evidence import method_for
 from histo_pl.models.scale import describe_other_scale
+from histo_pl.signals import CommandLine
 from histo_pl.slides.opening import is_slide
 from histo_pl.tables import describe_some
 
@@ -67,8 +68,8 @@ def predict(
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
     passed_over = find_others(str(img))
     predictor = Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
-    tiled = [file for file in files if options.is_tiled(file, predictor.model)]
-    plain = [file for file in files if file not in set(tiled)]
+    is_tiled = {file: options.is_tiled(file, predictor.model) for file in files}
+    tiled, plain = ([file for file in files if is_tiled[file] is wanted] for wanted in (True, False))
     folder = None
     if tiled or options.explain is not False:
         settings = options.settings() | {"batch_size": batch_size, "tta": tta, "preprocess": preprocess}

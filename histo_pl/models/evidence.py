@@ -60,7 +60,7 @@ def method_for(network: nn.Module, wanted: str | bool = True) -> str | None:
     """
     if wanted is False:
         return None
-    backbone = _first_network(network).get_submodule("backbone")
+    backbone = first_network(network).get_submodule("backbone")
     is_linear = isinstance(backbone, EncoderWithHead) and isinstance(backbone.encoder, PooledStages)
     has_layers = bool(_spatial_layers(backbone))
     allowed = [EXACT] * is_linear + [INTEGRATED] + [CAM] * has_layers + [OCCLUSION]
@@ -178,8 +178,8 @@ def _integrated_gradients(network: nn.Module, images: Tensor) -> Evidence:
     inputs, baseline = preprocess(images), preprocess(torch.full_like(images, 255))
     method = captum.IntegratedGradients(backbone)
     with torch.no_grad():
-        wanted = (backbone(inputs) - backbone(baseline)).float()
         at_baseline = backbone(baseline).float()
+        wanted = backbone(inputs).float() - at_baseline
     maps, error = [], []
     for index in range(len(images)):
         steps = LEAST_STEPS
@@ -251,7 +251,8 @@ def with_random_weights(network: nn.Module, images: Tensor, seed: int = 0) -> nn
     return copy.eval().requires_grad_(False)
 
 
-def _first_network(network: nn.Module) -> nn.Module:
+def first_network(network: nn.Module) -> nn.Module:
+    """Return the first of a `FoldEnsemble`'s networks, or the one network itself."""
     return network.networks[0] if isinstance(network, FoldEnsemble) else network
 
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from histo_pl.models.ensemble import FoldEnsemble
-from histo_pl.models.evidence import explain, with_random_weights
+from histo_pl.models.evidence import explain, first_network, with_random_weights
 from histo_pl.probability import to_probability
 
 DRAWS = 3  # networks of random weights
@@ -30,7 +29,7 @@ def check_maps(network: nn.Module, images: Tensor, method: str, seed: int = 0) -
         sign; and the mean probability of the tiles as they are (before), with the tenth of highest evidence blurred
         (after_top), and with a tenth of the same shape elsewhere (after_random).
     """
-    one: Any = network.networks[0] if isinstance(network, FoldEnsemble) else network
+    one = first_network(network)
     cells = _cells(explain(one, images, method).maps)
     correlations = [
         _correlation(cells, _cells(explain(with_random_weights(one, images, seed + draw), images, method).maps))

@@ -1,6 +1,7 @@
 """Micrometres per pixel (mpp) of slides: from the user, or the file, and never a guess."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,8 +94,7 @@ def unknown_scale(path: Path, scale: Scale) -> UserError:
 
 def _read_table(file: Path) -> dict[str, float]:
     rows = read_table(file, "mpp_file", COLUMNS)
-    names = [row["slide"] for row in rows]
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, times in Counter(row["slide"] for row in rows).items() if times > 1]
     if twice:
         raise UserError(f"mpp_file names a slide twice. Expected one row a slide. Received: {twice[0]} in {file}")
     return {row["slide"]: _number(row, file) for row in rows}

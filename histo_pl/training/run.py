@@ -29,6 +29,7 @@ from histo_pl.images import RESIZE
 from histo_pl.models.checkpoint import save_checkpoint, update_metadata
 from histo_pl.models.evidence import method_for
 from histo_pl.models.novelty import NoveltyRule
+from histo_pl.signals import CommandLine
 from histo_pl.storage import atomic_write_text
 from histo_pl.training.answers import Answers, answers_of_features, answers_of_network, logits_of_views
 from histo_pl.training.assessment import Assessment, assess, check_case_rule
@@ -38,7 +39,7 @@ from histo_pl.training.initialization import InitialWeights, Model, resolve_init
 from histo_pl.training.linear_probe import LinearProbe
 from histo_pl.training.module import TileClassifier
 from histo_pl.training.outputs import announce_data, log_summary, log_to_loggers, run_summary, write_outputs
-from histo_pl.training.run_folder import BEST, CONFIG, LAST, CommandLine, claim_run_folder, report_interruption
+from histo_pl.training.run_folder import BEST, CONFIG, LAST, claim_run_folder, report_interruption
 
 log = logging.getLogger(__name__)
 

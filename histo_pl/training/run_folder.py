@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,12 +13,11 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.trainer.states import TrainerFn
 
 from histo_pl.errors import UserError, WriteError
-from histo_pl.signals import set_stop_message
+from histo_pl.signals import CommandLine, set_stop_message
 from histo_pl.storage import atomic_write, refuse_results
 
 CONFIG, BEST, LAST = "config.yaml", "best.ckpt", "last.ckpt"
 RESULTS = ("results.json", BEST, LAST)  # files that only a run's folder has
-CommandLine = Callable[..., str | None]  # this run's command with some keys changed; None if there is none
 KEPT = (LAST, BEST, "split.csv", CONFIG, "metrics.csv")
 
 WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from histo_pl.errors import UserError
+from histo_pl.evaluation.run import evaluate as evaluate_checkpoint
 from histo_pl.evaluation.summarize import summarize
+from histo_pl.images import KERAS_RESIZE
 from histo_pl.inference import Predictor
 from histo_pl.models.ensemble import load_model
 from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image, evaluate, train
@@ -30,6 +32,15 @@ def run_evaluation(folder: Path, *options: str) -> dict[str, Any]:
 def rows_of(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def test_python_may_choose_what_the_checkpoint_decides(
+    trained: Path, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    tiles = make_folder({"benign": 4, "malignant": 4})
+    options = {"num_workers": 0, "run_dir": tmp_path / "own"}
+    chosen = evaluate_checkpoint(trained, tiles, resize=KERAS_RESIZE, **options)
+    assert chosen["test"]["tiles"] == 8
 
 
 def test_the_test_set_of_the_training_gives_the_trainings_results(

@@ -82,6 +82,13 @@ def multiplies_bfloat16() -> bool:
     return any(check() for check in checks if check is not None)
 
 
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the system, where the C library is glibc; some milliseconds."""
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if release is not None:
+        release(0)
+
+
 def usable_cores() -> int:
     """Return the number of processor cores that this process may use, at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

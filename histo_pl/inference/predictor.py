@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,18 +14,21 @@ from torch import Tensor
 
 from histo_pl.appearance import LEAST_TISSUE, is_grey, sample_pixels, tissue_share
 from histo_pl.errors import ImageError, UserError
-from histo_pl.hardware import full_precision, usable_cores
+from histo_pl.hardware import full_precision, release_freed_memory, usable_cores
 from histo_pl.images import read_tile
 from histo_pl.inference.files import find_images
 from histo_pl.models.checkpoint import TrainedModel
 from histo_pl.models.ensemble import FoldEnsemble, join_folds
 from histo_pl.models.evidence import Evidence, explain, method_for
+from histo_pl.models.exported import ExportedNetwork
 from histo_pl.models.novelty import answer
 from histo_pl.models.views import dihedral_views
 from histo_pl.probability import label_of, to_probability
 
 Item = TypeVar("Item")
+BATCH_SIZE, GPU_BATCH_SIZE = 8, 32  # files; a processor's caches hold the maps of few (docs/benchmarks.md)
 READ_AHEAD = 2  # batches that are read while the network looks at another
+RELEASE_EVERY = 64  # batches: what many allocations leave between them would grow with their number
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Predictor:
     Args:
         model: A loaded model.
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
-        batch_size: Files a batch.
+        batch_size: Files a batch; None: `BATCH_SIZE` on a processor, `GPU_BATCH_SIZE` on another device.
         tta: Answer by the mean logit of a tile's eight views, turned by quarters and mirrored, which takes
             eight times as long (test-time augmentation), and by the temperature, threshold and band that were chosen
             for it; those of single views, if none were (`TrainedModel.decision_tta`).
@@ -96,13 +99,18 @@ class Predictor:
         UserError: There is no such device, or the batch size is below 1.
     """
 
-    def __init__(self, model: TrainedModel, device: str = "auto", batch_size: int = 32, tta: bool = False) -> None:
+    def __init__(
+        self, model: TrainedModel, device: str = "auto", batch_size: int | None = None, tta: bool = False
+    ) -> None:
         if not isinstance(model, TrainedModel):
             raise UserError(f"Expected a model that load_model returned. Received: {type(model).__name__}")
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise UserError(f"batch_size is out of range. Expected a whole number, at least 1. Received: {batch_size}")
+        is_exported = isinstance(model.network, ExportedNetwork)
+        if is_exported and device not in ("auto", "cpu"):
+            raise UserError(f"An exported model answers on the processor. Expected auto or cpu. Received: {device}")
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = "cuda" if torch.cuda.is_available() and not is_exported else "cpu"
         try:
             self.network = model.network.to(device)
             self.novelty = model.novelty and model.novelty.to(device)
@@ -110,13 +118,15 @@ class Predictor:
             raise UserError(f"This device cannot be used. Expected auto or cpu. Received: {device}") from error
         self.model = model.of_views() if tta else model
         self.device = device
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (BATCH_SIZE if device == "cpu" else GPU_BATCH_SIZE)
         self.tta = tta
 
     @property
     def tells_novelty(self) -> bool:
         """True if the model can tell a tile unlike those of its training."""
-        return bool(self.network.novelties) if isinstance(self.network, FoldEnsemble) else self.novelty is not None
+        if isinstance(self.network, FoldEnsemble | ExportedNetwork):
+            return self.network.tells_novelty
+        return self.novelty is not None
 
     @torch.inference_mode()
     def answers(self, images: Tensor) -> Answers:
@@ -153,7 +163,7 @@ class Predictor:
 
     def _ask(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute the logits of each fold's network, or of the one network, (K, B), and the novelty, (B,) or None."""
-        if isinstance(self.network, FoldEnsemble):
+        if isinstance(self.network, FoldEnsemble | ExportedNetwork):
             return self.network.answers_of_folds(images)
         logits, novelty = answer(self.network, self.novelty, images)
         return logits[None], novelty
@@ -234,7 +244,7 @@ class Predictor:
                 return error
             return None
 
-        rest = iter(items)
+        rest, batches = iter(items), count(1)
         reading: deque[tuple[list[Item], Tensor, list[Future[ImageError | None]]]] = deque()
         with ThreadPoolExecutor(usable_cores()) as pool:
             while batch := list(islice(rest, self.batch_size)):
@@ -244,6 +254,8 @@ class Predictor:
                 reading.append((batch, images, futures))
                 if len(reading) > READ_AHEAD:
                     yield self._predict_batch(*reading.popleft())
+                if next(batches) % RELEASE_EVERY == 0:
+                    release_freed_memory()
             while reading:
                 yield self._predict_batch(*reading.popleft())
 
@@ -254,15 +266,27 @@ class Predictor:
         errors = [future.result() for future in reading]
         readable = [index for index, error in enumerate(errors) if error is None]
         images = images if len(readable) == len(images) else images[readable]
-        answers = zip(images, self._rows(images), strict=True) if readable else iter(())
-        predictions = []
-        for name, error in zip(names, errors, strict=True):
-            if error is not None:
-                predictions.append(Prediction(str(name), None, None, str(error), self.model.trained_on))
-            else:
-                image, row = next(answers)
-                predictions.append(self._answer(str(name), image, *row))
-        return predictions
+        answers = iter(self.predict_images([str(names[index]) for index in readable], images) if readable else ())
+        return [
+            next(answers) if error is None else Prediction(str(name), None, None, str(error), self.model.trained_on)
+            for name, error in zip(names, errors, strict=True)
+        ]
+
+    def predict_images(self, names: Sequence[str], images: Tensor) -> list[Prediction]:
+        """Answer for images that are in memory.
+
+        Args:
+            names: Of B images.
+            images: uint8 of shape (B, 3, S, S), RGB in [0, 255], at the model's image size; B at least 1.
+
+        Returns:
+            One prediction an image, in order.
+
+        Raises:
+            UserError: The images are of another type or shape.
+        """
+        rows = self._rows(images)
+        return [self._answer(name, image, *row) for name, image, row in zip(names, images, rows, strict=True)]
 
     def _rows(self, images: Tensor) -> Iterator[tuple[float, float | None, float | None]]:
         """Compute the probability of each of the (B,) images, its spread among the folds, and the novelty."""

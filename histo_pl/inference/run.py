@@ -32,7 +32,7 @@ def predict(
     img: str | None,
     out: str | None = None,
     device: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     preprocess: str | None = None,
     tta: bool = False,
     keep_freed_memory: bool = True,
@@ -48,7 +48,7 @@ def predict(
         img: An image file, a slide, a folder or a pattern.
         out: A .csv or .json file to write; with slides or evidence maps a folder; None: predictions/DAY/TIME for those.
         device: See `Predictor`.
-        batch_size: Number of files a batch, at least 1.
+        batch_size: See `Predictor`.
         preprocess: The resize to the network's size. None: that of its training; `opencv`: that of the
             notebook's prediction.
         tta: See `Predictor`.
@@ -72,7 +72,7 @@ def predict(
     tiled, plain = ([file for file in files if is_tiled[file] is wanted] for wanted in (True, False))
     folder = None
     if tiled or options.explain is not False:
-        settings = options.settings() | {"batch_size": batch_size, "tta": tta, "preprocess": preprocess}
+        settings = options.settings() | {"batch_size": predictor.batch_size, "tta": tta, "preprocess": preprocess}
         folder = _open_folder(out, checkpoint, predictor, settings, command_line)
     elif out is not None:
         check_format(Path(out))

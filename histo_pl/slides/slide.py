@@ -12,7 +12,7 @@ from histo_pl.hardware import usable_cores
 
 Pixels = NDArray[np.uint8]
 
-BLOCK = 2048  # pixels: the side of the regions that a thumbnail is made from
+BLOCK = 1024  # pixels: the side of the regions that a thumbnail is made from
 QUIET = 2.0  # seconds without a progress bar
 
 

@@ -1,5 +1,6 @@
 """Files: whole or absent at every moment, read without running code, in folders of one run each."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -129,6 +130,12 @@ def load_tensors(file: Path) -> Any:  # noqa: ANN401
     import torch
 
     return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
+def hash_file(file: Path) -> str:
+    """Return the SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def new_folder(pattern: str) -> str:

@@ -1,6 +1,5 @@
 """The folder of a prediction: claimed for one model and its settings, in which a stopped run goes on."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from histo_pl.errors import UserError
-from histo_pl.models.ensemble import is_cross_validation
+from histo_pl.models.checkpoint import files_of_checkpoint
 from histo_pl.signals import CommandLine, set_stop_message
-from histo_pl.storage import atomic_write_text, new_folder, refuse_results
+from histo_pl.storage import atomic_write_text, hash_file, new_folder, refuse_results
 
 RUN = "run.json"
 RESULTS = ("report.html", "slides.csv", "predictions.csv")  # of a run
@@ -54,12 +53,7 @@ def forget_run(folder: Path) -> None:
 
 
 def _fingerprint(checkpoint: Path) -> str:
-    files = sorted(checkpoint.glob("*/best.ckpt")) if is_cross_validation(checkpoint) else [checkpoint]
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    return ",".join(hash_file(file) for file in files_of_checkpoint(checkpoint).values())
 
 
 def _read_run(file: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LATEST = "latest"
 RUN_FOLDERS = ("outputs", "multirun")
+EXPORTED_SUFFIXES = (".onnx", ".pt2")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 LIGHTNING_VERSION = "2.6.0"  # of the checkpoints whose structure is written here: Lightning asks for it
 UNCALIBRATED_TTA = (
@@ -305,6 +306,7 @@ def read_contents(path: Path, expected: str = "best.ckpt") -> dict[str, Any]:
             f"This is a Keras model. Make it a checkpoint first: python -m histo_pl convert "
             f"{shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.ckpt')))}. Received: {path}"
         )
+    refuse_exported(path)
     try:
         contents = load_tensors(path)
     except _NO_CHECKPOINT as error:
@@ -315,6 +317,22 @@ def read_contents(path: Path, expected: str = "best.ckpt") -> dict[str, Any]:
             ) from error
         raise UserError(f"This file is no checkpoint. Expected a {expected}. Received: {path}") from error
     return contents if isinstance(contents, dict) else {}
+
+
+def refuse_exported(path: Path) -> None:
+    """Refuse a model that was exported.
+
+    Args:
+        path: A file that may be one.
+
+    Raises:
+        UserError: It is one.
+    """
+    if path.suffix.lower() in EXPORTED_SUFFIXES:
+        raise UserError(
+            f"This is an exported model, which predict.py alone takes. Expected the checkpoint that it was made of. "
+            f"Received: {path}"
+        )
 
 
 def find_checkpoint(name: str | None) -> Path:
@@ -361,6 +379,13 @@ def find_checkpoint(name: str | None) -> Path:
 def is_cross_validation(folder: Path) -> bool:
     """Return whether a folder holds runs' folders, and is no run's itself."""
     return folder.is_dir() and not (folder / "best.ckpt").exists() and any(folder.glob("*/best.ckpt"))
+
+
+def files_of_checkpoint(path: Path) -> dict[str, Path]:
+    """Return the file of a model, or those of all folds of a cross-validation's folder, by short names."""
+    if not is_cross_validation(path):
+        return {path.name: path}
+    return {file.relative_to(path).as_posix(): file for file in sorted(path.glob("*/best.ckpt"))}
 
 
 def _warn_of_fold(checkpoint: Path) -> None:

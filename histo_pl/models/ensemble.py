@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import EncoderWithHead
-from histo_pl.models.checkpoint import TrainedModel, is_cross_validation, load_checkpoint
+from histo_pl.models.checkpoint import TrainedModel, files_of_checkpoint, is_cross_validation, load_checkpoint
+from histo_pl.models.exported import is_exported, load_exported
 from histo_pl.models.novelty import Novelty, answer, features_of, logits_of
 from histo_pl.probability import to_probability
 
@@ -36,6 +37,7 @@ class FoldEnsemble(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.temperatures = list(temperatures)
         self.shares_encoder = _share_encoder(networks)
+        self.tells_novelty = bool(novelties)
 
     def answers_of_folds(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute each network's logits, divided by its temperature, and the novelty that most of them exceed.
@@ -96,11 +98,11 @@ def _share_encoder(networks: Sequence[nn.Module]) -> bool:
 
 
 def load_model(path: str | Path) -> TrainedModel:
-    """Load a checkpoint, or all folds' checkpoints of a cross-validation as one model.
+    """Load a checkpoint, all folds' checkpoints of a cross-validation as one model, or an exported model.
 
     Args:
-        path: A `best.ckpt` or `last.ckpt`, a run's folder, `latest`, or the folder of a cross-validation, such as
-            `multirun/DAY/TIME`.
+        path: A `best.ckpt` or `last.ckpt`, a run's folder, `latest`, the folder of a cross-validation, such as
+            `multirun/DAY/TIME`, or a `.onnx` or `.pt2` of `python -m histo_pl export`.
 
     Returns:
         The model, on the CPU.
@@ -109,6 +111,8 @@ def load_model(path: str | Path) -> TrainedModel:
         UserError: There is no such file, it is no checkpoint of histo_pl, or the folds do not belong together.
     """
     folder = Path(path)
+    if is_exported(path):
+        return load_exported(path)
     return load_folds(folder) if is_cross_validation(folder) else load_checkpoint(path)
 
 
@@ -166,7 +170,7 @@ def models_of_folds(folder: Path) -> list[TrainedModel]:
     Raises:
         UserError: A fold is missing, unfinished, or differs from the others in size, class or network.
     """
-    files = sorted(folder.glob("*/best.ckpt"))
+    files = list(files_of_checkpoint(folder).values())
     models = [load_checkpoint(file) for file in files]
     _check_folds(folder, files, models)
     return models

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import EncoderWithHead, PooledStages
 from histo_pl.models.ensemble import FoldEnsemble
+from histo_pl.models.exported import ExportedNetwork
 from histo_pl.models.keras_cnn import KerasCNN
 
 EXACT, INTEGRATED, CAM, OCCLUSION = "exact", "integrated_gradients", "grad_cam", "occlusion"
@@ -60,6 +61,11 @@ def method_for(network: nn.Module, wanted: str | bool = True) -> str | None:
     """
     if wanted is False:
         return None
+    if isinstance(network, ExportedNetwork):
+        raise UserError(
+            f"An exported model has no evidence maps. Ask the checkpoint that it was made of. "
+            f"Received: explain={wanted}"
+        )
     backbone = first_network(network).get_submodule("backbone")
     is_linear = isinstance(backbone, EncoderWithHead) and isinstance(backbone.encoder, PooledStages)
     has_layers = bool(_spatial_layers(backbone))

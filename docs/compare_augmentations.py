@@ -3,6 +3,7 @@
 python docs/compare_augmentations.py FOLDER   (a folder of real tiles, any size; the picture's tissue is synthetic)
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -112,11 +113,15 @@ def measure_times(size: int = 512, rounds: int = 50) -> dict[str, list[float]]:
     return times
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draw the picture and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="TILES", help="folders of real tiles")
+    folders = parser.parse_args().folders
     torch.set_num_threads(1)
-    real = [read_tile(file, 224) for folder in sys.argv[1:] for file in find_files(folder) if is_image(file)][::8]
+    real = [read_tile(file, 224) for folder in folders for file in find_files(folder) if is_image(file)][::8]
     if not real:
-        sys.exit(f"There are no tiles. Expected a folder of images. Received: {' '.join(sys.argv[1:]) or 'nothing'}")
+        sys.exit(f"There are no tiles. Expected a folder of images. Received: {' '.join(folders)}")
     draw_picture(ROOT / "docs" / "images" / "augment.png")
     print("augment | zooms | largest shift | detail left | ms a tile of 512 pixels, median (least to most)")
     milliseconds = measure_times()
@@ -126,3 +131,7 @@ if __name__ == "__main__":
         print(f"{chosen} | {measure_geometry(chosen)} | {measure_softness(chosen, real)} | {spread}")
     ratios = sorted(slow / fast for fast, slow in zip(*(milliseconds[name] for name in NAMES), strict=True))
     print(f"torchvision takes {median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) times as long as keras")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from histo_pl.cli.command_line import one_line_errors, prepare_process
+from histo_pl.serving.limits import LIMITS, Limits
+
+CHECKPOINT = "a best.ckpt, a run's or a cross-validation's folder, or latest"
 
 CONVERT = """\
 Convert a Keras model of the notebook's network to a checkpoint of histo_pl, or a checkpoint to a Keras model.
@@ -69,6 +72,33 @@ minutes on two cores; of one round, or of tiles of 64 pixels, little can be conc
 docs/benchmarks.md explains the tables, and has those against Keras on TensorFlow."""
 
 
+EXPORT = """\
+Write a folder with a model that other programs run, and its card. It is compared with the checkpoint on tiles, and not
+written if a probability differs by more than 0.0001.
+
+  python -m histo_pl export latest model_onnx                             # ONNX: onnxruntime, Pillow and NumPy suffice
+  python -m histo_pl export latest model_torch --to torch                 # a .pt2 of torch.export
+  python -m histo_pl export latest model_qupath --to qupath --mpp 0.5     # for QuPath's WSInfer extension
+  python -m histo_pl export multirun/DAY/TIME model_onnx --tiles tiles    # all folds as one, compared on your tiles
+
+ONNX needs pip install -e '.[onnx]'. docs/handover.md says more."""
+
+CARD = """\
+Print the model card of a checkpoint in Markdown, with Hugging Face's metadata: from the checkpoint and the results.json
+beside it alone. What they do not say is called unknown.
+
+  python -m histo_pl card latest > README.md"""
+
+SERVE = """\
+Answer for tiles that are dropped on a page, or sent to an HTTP API, until it is stopped. Nothing that is sent is
+written to the disk or logged.
+
+  python -m histo_pl serve latest                                      # http://127.0.0.1:8000, for this machine alone
+  HISTO_PL_TOKEN=... python -m histo_pl serve latest --host 0.0.0.0    # for others, who need the token
+
+It needs pip install -e '.[serve]'. docs/serving.md describes the API."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command.
 
@@ -94,9 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_audit(commands)
     _add_benchmark(commands)
+    _add_card(commands)
     _add_convert(commands)
+    _add_export(commands)
     _add_recalibrate(commands)
     _add_robustness(commands)
+    _add_serve(commands)
     _add_summarize(commands)
     return parser
 
@@ -147,6 +180,38 @@ def _benchmark(**options: Any) -> str:  # noqa: ANN401
     return "The tiles were drawn by a program. docs/benchmarks.md explains the tables."
 
 
+def _add_card(commands: Any) -> None:  # noqa: ANN401
+    parser = _add(commands, "card", "the model card of a checkpoint", CARD, _card)
+    parser.add_argument("checkpoint", metavar="CKPT", help=CHECKPOINT)
+
+
+def _card(checkpoint: str) -> str:
+    from histo_pl.interop.model_card import format_card
+    from histo_pl.models.checkpoint import find_checkpoint, refuse_exported
+    from histo_pl.models.ensemble import load_model
+
+    path = find_checkpoint(checkpoint)
+    refuse_exported(path)
+    return format_card(path, load_model(path)).rstrip()
+
+
+def _add_export(commands: Any) -> None:  # noqa: ANN401
+    parser = _add(commands, "export", "a model for ONNX, torch.export or QuPath", EXPORT, _export)
+    parser.add_argument("checkpoint", metavar="CKPT", help=CHECKPOINT)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write, a new one")
+    parser.add_argument("--to", choices=("onnx", "torch", "qupath"), default="onnx", help="default: onnx")
+    parser.add_argument(
+        "--mpp", type=float, help="micrometres per pixel of the training tiles, for QuPath (default: the checkpoint's)"
+    )
+    parser.add_argument("--tiles", type=Path, metavar="DIR", help="tiles to compare on (default: some are drawn)")
+
+
+def _export(**options: Any) -> str:  # noqa: ANN401
+    from histo_pl.interop.export import export
+
+    return export(**options)
+
+
 def _add_recalibrate(commands: Any) -> None:  # noqa: ANN401
     parser = _add(commands, "recalibrate", "fit a checkpoint to another laboratory", RECALIBRATE, _recalibrate)
     parser.add_argument("checkpoint", metavar="CKPT", help="a best.ckpt, a run's folder, or latest")
@@ -165,9 +230,7 @@ def _recalibrate(data: Sequence[str], **options: Any) -> str:  # noqa: ANN401
 
 def _add_robustness(commands: Any) -> None:  # noqa: ANN401
     parser = _add(commands, "robustness", "results on altered tiles, and by scanner or site", ROBUSTNESS, _robustness)
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", help="a best.ckpt, a run's or a cross-validation's folder, latest"
-    )
+    parser.add_argument("checkpoint", metavar="CKPT", help=CHECKPOINT)
     help_text = "a folder of labelled tiles, and keys of conf/data, such as data.columns.scanner='scan-([a-z]+)'"
     parser.add_argument("data", nargs="+", metavar="DIR", help=help_text)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: robustness/DAY/TIME)")
@@ -180,6 +243,31 @@ def _robustness(data: Sequence[str], **options: Any) -> str:  # noqa: ANN401
 
     root, data_options = folder_and_options(data)
     return robustness(root=root, **options, **data_options)
+
+
+def _add_serve(commands: Any) -> None:  # noqa: ANN401
+    parser = _add(commands, "serve", "a page and an HTTP API that answer for tiles", SERVE, _serve)
+    limits = Limits()
+    parser.add_argument("checkpoint", metavar="CKPT", help=CHECKPOINT)
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine's own)")
+    parser.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
+    parser.add_argument("--token", help="the API asks for it; better in the environment, as HISTO_PL_TOKEN")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
+    help_text = "tiles a batch (default: 8 on a processor, 32 on a GPU)"
+    parser.add_argument("--batch-size", type=int, metavar="TILES", help=help_text)
+    for name, purpose in LIMITS.items():
+        value = getattr(limits, name)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(
+            option, type=type(value), default=value, metavar="N", help=f"{purpose} (default: {value:,})"
+        )
+
+
+def _serve(**options: Any) -> str:  # noqa: ANN401
+    from histo_pl.serving.run import serve
+
+    limits = Limits(**{name: options.pop(name) for name in LIMITS})
+    return serve(**options, limits=limits)
 
 
 def _add_summarize(commands: Any) -> None:  # noqa: ANN401

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ OPENCV_RESIZE = "opencv-bilinear"  # of the notebook's prediction: `cv2.resize`,
 ORIENTATION = ExifTags.Base.Orientation
 TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 
+_limit = threading.Lock()  # held while `Image.MAX_IMAGE_PIXELS` is another
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_check_pixels` refuses such a picture
 
 
@@ -97,30 +99,29 @@ def read_rgb(path: str | Path, most_pixels: int | None = None) -> NDArray[np.uin
 
 @contextmanager
 def _safe_up_to(pixels: int) -> Iterator[None]:
-    """Let this process decode larger images for a while."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = pixels
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    """Let this process decode larger images for a while, one thread at a time: Pillow's limit is the process's."""
+    with _limit:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
+def read_size(path: str | Path, content: bytes | None = None) -> tuple[int, int]:
     """Read an image's width and height in pixels, as it is meant to be seen, from its header; it may be of any size.
 
     Args:
         path: The file.
+        content: Its bytes, if they are known; the path then only names it in errors.
 
     Raises:
         ImageError: The file cannot be opened as an image.
     """
-    try:
-        with _safe_up_to(sys.maxsize), Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(ORIENTATION, 1) in TURNED else (width, height)
-    except Exception as error:  # Pillow lets many kinds through from damaged headers
-        raise ImageError(f"This file is no image that can be opened ({error}). Received: {path}") from error
+    with _image_errors(path, content), _safe_up_to(sys.maxsize), Image.open(_source(path, content)) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(ORIENTATION, 1) in TURNED else (width, height)
 
 
 def read_content(path: Path) -> bytes:
@@ -176,12 +177,9 @@ def read_format(path: str | Path) -> tuple[str, str]:
     Raises:
         ImageError: The file cannot be opened as an image.
     """
-    try:
-        with Image.open(path) as image:
-            dpi = image.info.get("dpi")
-            return str(image.format), "" if dpi is None else f"{round(float(dpi[0]))}"
-    except Exception as error:  # Pillow lets many kinds through from damaged headers
-        raise ImageError(f"This file is no image that can be opened ({error}). Received: {path}") from error
+    with _image_errors(path), Image.open(path) as image:
+        dpi = image.info.get("dpi")
+        return str(image.format), "" if dpi is None else f"{round(float(dpi[0]))}"
 
 
 def read_tile(path: str | Path, size: int, resize: str = RESIZE) -> Tensor:
@@ -201,6 +199,24 @@ def read_tile(path: str | Path, size: int, resize: str = RESIZE) -> Tensor:
         ImageError: As `read_rgb`.
     """
     return _squeeze(_open_rgb(path), size, resize)
+
+
+def decode_tile(content: bytes, name: str, size: int, resize: str = RESIZE) -> Tensor:
+    """Decode the bytes of an image file at the size of a network's input, as `read_tile` does a file's.
+
+    Args:
+        content: The bytes.
+        name: The file's name, for errors.
+        size: Side of the square in pixels.
+        resize: One of `RESIZES`.
+
+    Returns:
+        uint8 tensor of shape (3, size, size), RGB in [0, 255].
+
+    Raises:
+        ImageError: As `read_rgb`.
+    """
+    return _squeeze(_open_rgb(name, content), size, resize)
 
 
 def squeeze_pixels(pixels: NDArray[np.uint8], size: int, resize: str = RESIZE) -> Tensor:
@@ -247,16 +263,22 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def _open_rgb(path: str | Path, content: bytes | None = None) -> Image.Image:
+    with _image_errors(path, content), Image.open(_source(path, content)) as image:
+        _check_pixels(image)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+@contextmanager
+def _image_errors(path: str | Path, content: bytes | None = None) -> Iterator[None]:
+    """Say what is wrong with an image, whatever Pillow raises."""
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            _check_pixels(image)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+        yield
     except FileNotFoundError as error:
         raise ImageError(f"There is no such file. Expected an image. Received: {path}") from error
     except UnidentifiedImageError as error:
-        empty = os.path.getsize(path) == 0  # noqa: PTH202
+        empty = not content if content is not None else os.path.getsize(path) == 0  # noqa: PTH202
         what = "This file is empty" if empty else "This file's content is no image of a known format, whatever its name"
         raise ImageError(f"{what}. Expected one of {', '.join(EXTENSIONS)}. Received: {path}") from error
     except Image.DecompressionBombError as error:
@@ -268,6 +290,10 @@ def _open_rgb(path: str | Path, content: bytes | None = None) -> Image.Image:
         raise ImageError(
             f"This image cannot be decoded ({error}). Replace the file or take it out of the folder. Received: {path}"
         ) from error
+
+
+def _source(path: str | Path, content: bytes | None) -> str | Path | io.BytesIO:
+    return path if content is None else io.BytesIO(content)
 
 
 def _check_pixels(image: Image.Image) -> None:

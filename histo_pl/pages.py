@@ -19,13 +19,22 @@ def write_page(template: Path, file: Path, **values: Any) -> None:  # noqa: ANN4
     Args:
         template: The template's file.
         file: The HTML file to write.
+        **values: See `render_page`.
+    """
+    with atomic_write_text(file, errors="backslashreplace") as stream:
+        stream.write(render_page(template, **values))
+
+
+def render_page(template: Path, **values: Any) -> str:  # noqa: ANN401
+    """Fill a template that extends `page.html.j2`.
+
+    Args:
+        template: The template's file.
         **values: What it names, `title` and `notes` at least; texts are escaped.
     """
     folders = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
     pages = jinja2.Environment(loader=folders, autoescape=True, undefined=jinja2.StrictUndefined)
-    text = pages.get_template(template.name).render(**values)
-    with atomic_write_text(file, errors="backslashreplace") as stream:
-        stream.write(text)
+    return pages.get_template(template.name).render(**values)
 
 
 def embed_jpeg(pixels: NDArray[np.uint8], most: int) -> str:

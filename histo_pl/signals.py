@@ -57,6 +57,12 @@ def catch_stop_signals() -> None:
     threading.Thread(target=_wait, args=(reading,), daemon=True).start()
 
 
+def leave_stop_signals() -> None:
+    """Leave the signals to handlers of another library, which ends its own work in order."""
+    if os.name == "posix":
+        signal.set_wakeup_fd(-1)
+
+
 def die_with_parent(*_: object) -> None:
     """Let the kernel kill this process as soon as the one that started it has ended; on Linux."""
     if sys.platform.startswith("linux"):

@@ -19,9 +19,13 @@ from histo_pl.inference.run import predict
 from histo_pl.models.checkpoint import load_checkpoint, save_model
 from tests.conftest import ROOT, TINY, TINY_DEMO, compose_config, draw_image, evaluate, train
 from tests.inference.test_slides import draw_slide
+from tests.serving.server import Server
 from tests.slides.test_readers import write_pyramid
 
-PAGES = ("README.md", "docs/limits.md", "docs/pretrained.md", "docs/running.md", "docs/slides.md", "docs/speed.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in "handover keras limits pretrained running serving slides speed".split()),
+)
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
@@ -66,7 +70,8 @@ def test_train_commands(
         f"model.weights={start / 'best.ckpt'}" if argument.startswith("model.weights=") else argument
         for argument in arguments_of(command)
     ]
-    own = [f"data.root={tiles}"] if "data=" in command else [f"data.root={demo_root}", *TINY_DEMO]
+    draws = "data=" not in command or "data=demo" in command
+    own = [f"data.root={demo_root}", *TINY_DEMO] if draws else [f"data.root={tiles}"]
     tiny = [*own, *(option for option in TINY if option != "trainer=cpu"), *ON_THE_PROCESSOR]
     if "--help" in arguments:
         program = [sys.executable, str(ROOT / "train.py"), *arguments]
@@ -92,7 +97,7 @@ def test_predict_commands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config: Any = OmegaConf.to_container(compose_config("predict", *arguments_of(command)))
-    assert config["ckpt"] in ("latest", "multirun/DAY/TIME") or config["ckpt"].endswith(".ckpt")
+    assert config["ckpt"] in ("latest", "multirun/DAY/TIME") or config["ckpt"].endswith((".ckpt", ".onnx"))
     shows_slides = any(word in config["img"] for word in ("slide", "photo"))
     if shows_slides:
         write_pyramid(tmp_path / "slide.tiff", draw_slide(), 0.5)
@@ -147,6 +152,38 @@ def test_convert_commands(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.startswith(("python -m histo_pl export", "python -m histo_pl card"))]
+)
+def test_export_and_card_commands(
+    command: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(trained) if argument == "latest" else argument for argument in shlex.split(command)[3:]]
+    main(arguments)
+    told = capsys.readouterr().out
+    assert told.startswith("---\nlibrary_name") if arguments[0] == "card" else Path(arguments[2], "README.md").is_file()
+
+
+def test_serve_commands(trained: Path, tmp_path: Path) -> None:
+    """Each is started as it stands, on a free port; curl asks the first."""
+    (ask,) = (line for line in LINES if line.startswith("curl"))
+    draw_image(tmp_path / "tile.png", size=(32, 32))
+    for line in (line for line in LINES if "histo_pl serve" in line):
+        command = line.replace("latest", str(trained)).replace("--port 8080", "") + " --port 0"
+        command = (
+            f"exec {command}" if command.startswith("python") else command.replace(" python -m", " exec python -m")
+        )
+        server = Server(command)
+        try:
+            told = subprocess.check_output(
+                shlex.split(ask.replace(":8000", f":{server.port}")), stderr=subprocess.DEVNULL, text=True, cwd=tmp_path
+            )
+            assert ('"label"' if "TOKEN" not in line else "The token is missing") in told
+        finally:
+            server.stop()
+
+
+@pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c.startswith(("python -m histo_pl recal", "python -m histo_pl robust"))]
 )
 def test_recalibrate_and_robustness_commands(
@@ -177,6 +214,9 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
     assert set_up == [
         "pip install -e . && python train.py trainer.max_epochs=20",
         "pip install -e '.[test]' && pytest",
+        "pip install -e '.[onnx]'",
+        "pip install -e '.[keras]'",
+        "pip install -e '.[serve]'",
         "pip install -e '.[slides]'",
     ]
     known = (
@@ -185,7 +225,12 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
         "python evaluate.py",
         "python -m histo_pl audit",
         "python -m histo_pl benchmark",
+        "python -m histo_pl card",
         "python -m histo_pl convert",
+        "python -m histo_pl export",
+        "python -m histo_pl serve",
+        "HISTO_PL_TOKEN=",
+        "curl",
         "python -m histo_pl recalibrate",
         "python -m histo_pl robustness",
         "python docs/",

@@ -187,7 +187,8 @@ def _add_card(commands: Any) -> None:  # noqa: ANN401
 
 def _card(checkpoint: str) -> str:
     from histo_pl.interop.model_card import format_card
-    from histo_pl.models.checkpoint import find_checkpoint, refuse_exported
+    from histo_pl.models.checkpoint import find_checkpoint
+    from histo_pl.models.contents import refuse_exported
     from histo_pl.models.ensemble import load_model
 
     path = find_checkpoint(checkpoint)

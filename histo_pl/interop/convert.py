@@ -12,7 +12,8 @@ from torch import nn
 from histo_pl.errors import UserError, WriteError
 from histo_pl.images import KERAS_RESIZE, RESIZES
 from histo_pl.interop.keras_hdf5 import KerasNetwork, read_keras, write_keras
-from histo_pl.models.checkpoint import KERAS_SUFFIXES, TrainedModel, load_checkpoint, network_of, save_model
+from histo_pl.models.checkpoint import TrainedModel, load_checkpoint, network_of, save_model
+from histo_pl.models.contents import KERAS_SUFFIXES
 from histo_pl.storage import atomic_write
 
 CHECKPOINT, HDF5 = ".ckpt", (".h5", ".hdf5")

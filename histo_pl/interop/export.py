@@ -23,8 +23,8 @@ from histo_pl.models.checkpoint import (
     TrainedModel,
     files_of_checkpoint,
     find_checkpoint,
-    refuse_exported,
 )
+from histo_pl.models.contents import refuse_exported
 from histo_pl.models.ensemble import load_model
 from histo_pl.models.exported import NOVELTY, facts_of, load_exported
 from histo_pl.probability import BENIGN, MALIGNANT, to_probability

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from histo_pl import __version__
 from histo_pl.errors import UserError
-from histo_pl.models.checkpoint import EXPORTED_SUFFIXES, TrainedModel
+from histo_pl.models.checkpoint import TrainedModel
+from histo_pl.models.contents import EXPORTED_SUFFIXES
 from histo_pl.storage import hash_file
 
 ONNX, PROGRAM = EXPORTED_SUFFIXES

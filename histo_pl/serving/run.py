@@ -8,7 +8,8 @@ from pathlib import Path
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor
 from histo_pl.interop.model_card import facts_of_card
-from histo_pl.models.checkpoint import find_checkpoint, refuse_exported
+from histo_pl.models.checkpoint import find_checkpoint
+from histo_pl.models.contents import refuse_exported
 from histo_pl.models.ensemble import load_model
 from histo_pl.serving.limits import Limits
 from histo_pl.signals import leave_stop_signals

@@ -13,14 +13,8 @@ from histo_pl.data import HistologyDataModule
 from histo_pl.data.splits import describe_difference
 from histo_pl.errors import UserError
 from histo_pl.images import RESIZE
-from histo_pl.models.checkpoint import (
-    TrainedModel,
-    find_checkpoint,
-    load_checkpoint,
-    network_state,
-    read_contents,
-    read_metadata,
-)
+from histo_pl.models.checkpoint import TrainedModel, find_checkpoint, load_checkpoint
+from histo_pl.models.contents import network_state, read_contents, read_metadata
 from histo_pl.models.pretrained import BUNDLED, PRETRAINED, SOURCES, load_encoder
 from histo_pl.storage import load_tensors
 from histo_pl.tables import read_table

@@ -10,10 +10,12 @@ from histo_pl.cli.program import job, run_program
 def main(config: DictConfig) -> float | None:
     """Train as `conf/train.yaml` says; return the validation loss, at least 0, or None for a failed job of a sweep."""
     with job():
+        from histo_pl.cli.auto_resume import follow_auto
         from histo_pl.cli.build import training_arguments
         from histo_pl.training.run import run_training
 
-        return run_training(**training_arguments(config))["validation"]["loss"]
+        results = follow_auto(config) or run_training(**training_arguments(config))
+        return results["validation"]["loss"]
     return None
 
 

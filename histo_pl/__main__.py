@@ -89,6 +89,14 @@ beside it alone. What they do not say is called unknown.
 
   python -m histo_pl card latest > README.md"""
 
+MERGE = """\
+Join the tables of all shards of a prediction, in the order of one run.
+
+  python predict.py ckpt=best.ckpt img=slides out=opinions shard=1/16     # to 16/16, on any machines with one disk
+  python -m histo_pl merge opinions
+
+Names the shards that are missing, or unfinished; each can be run again. docs/clusters.md says more."""
+
 SERVE = """\
 Answer for tiles that are dropped on a page, or sent to an HTTP API, until it is stopped. Nothing that is sent is
 written to the disk or logged.
@@ -127,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_card(commands)
     _add_convert(commands)
     _add_export(commands)
+    _add_merge(commands)
     _add_recalibrate(commands)
     _add_robustness(commands)
     _add_serve(commands)
@@ -211,6 +220,17 @@ def _export(**options: Any) -> str:  # noqa: ANN401
     from histo_pl.interop.export import export
 
     return export(**options)
+
+
+def _add_merge(commands: Any) -> None:  # noqa: ANN401
+    parser = _add(commands, "merge", "join the shards of a prediction", MERGE, _merge)
+    parser.add_argument("folder", type=Path, metavar="OUT", help="the out= of the shards")
+
+
+def _merge(folder: Path) -> str:
+    from histo_pl.inference.shards import merge
+
+    return merge(folder)
 
 
 def _add_recalibrate(commands: Any) -> None:  # noqa: ANN401

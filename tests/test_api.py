@@ -87,7 +87,7 @@ def test_one_file_is_not_read_letter_by_letter(trained: Path, tmp_path: Path) ->
         assert answer.file == str(file) and answer.label
 
 
-def test_a_wheel_has_the_template_and_says_what_training_needs(trained: Path, tmp_path: Path) -> None:
+def test_a_wheel_has_every_template_and_says_what_training_needs(trained: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"  # the build writes beside what it reads
     shutil.copytree(ROOT / "histo_pl", source / "histo_pl", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -96,6 +96,8 @@ def test_a_wheel_has_the_template_and_says_what_training_needs(trained: Path, tm
     subprocess.run([*build, str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    files = [file for file in (source / "histo_pl").rglob("*") if file.is_file() and "egg-info" not in str(file)]
+    assert [file for file in files if not (tmp_path / "site" / file.relative_to(source)).is_file()] == []
     code = f"""
 import histo_pl
 from pathlib import Path

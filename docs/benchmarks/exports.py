@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from histo_pl import Predictor, load_model, save_model
+from histo_pl.hardware import keep_freed_memory
 from histo_pl.interop.export import export
 from histo_pl.interop.parity import read_tiles
 from histo_pl.models.checkpoint import TrainedModel
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", metavar="CKPT")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions of each time (default: 15)")
     options = parser.parse_args()
+    keep_freed_memory()  # as predict.py does
     for checkpoint in options.checkpoints:
         model = load_model(checkpoint)
         square = replace(model, data=model.data | {"mpp": 0.5, "tile_size": (224, 224)})  # QuPath wants a scale

@@ -1,7 +1,7 @@
 """Prediction of images: a table for a person, a file if asked, and a folder of maps for slides and evidence."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from histo_pl.images import OPENCV_RESIZE, read_rgb, read_size, squeeze_pixels
 from histo_pl.inference.files import find_images, find_others
 from histo_pl.inference.folder import forget_run, names_of, open_folder
 from histo_pl.inference.predictor import Prediction, Predictor
+from histo_pl.inference.shards import Shard, is_done, mark_done
 from histo_pl.inference.slide_options import LARGE, SlideOptions
 from histo_pl.inference.table import FORMATS, check_format, format_table, write_table
 from histo_pl.models.checkpoint import CANNOT_TELL, SYNTHETIC, UNCALIBRATED_TTA, TrainedModel, find_checkpoint
@@ -36,6 +37,7 @@ def predict(
     preprocess: str | None = None,
     tta: bool = False,
     keep_freed_memory: bool = True,
+    shard: str | None = None,
     command_line: CommandLine = lambda *_: None,
     **slide_options: Any,  # noqa: ANN401
 ) -> int:
@@ -53,6 +55,8 @@ def predict(
             notebook's prediction.
         tta: See `Predictor`.
         keep_freed_memory: Keep freed memory for the next tensor, see `hardware.keep_freed_memory`.
+        shard: One of several equal parts of the files, such as `3/16`; `out` is then a folder that all share, see
+            `shards.merge`.
         command_line: Writes this run's command with some keys changed, for the message of a stopped run.
         **slide_options: The arguments of `SlideOptions.of`.
 
@@ -65,20 +69,27 @@ def predict(
     if keep_freed_memory:
         keep_memory()
     options = SlideOptions.of(**slide_options)
+    part = Shard.of(shard)
     checkpoint, files = find_checkpoint(ckpt), find_images(img)
+    is_single = files == [Path(str(img))]
     passed_over = find_others(str(img))
+    names = dict(zip(files, names_of(files), strict=True))
+    if part is not None:
+        files, out = [file for file in files if part.holds(names[file])], _folder_of_shard(out, part)
     predictor = Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
     is_tiled = {file: options.is_tiled(file, predictor.model) for file in files}
     tiled, plain = ([file for file in files if is_tiled[file] is wanted] for wanted in (True, False))
     folder = None
-    if tiled or options.explain is not False:
+    if tiled or options.explain is not False or part is not None:
         settings = options.settings() | {"batch_size": predictor.batch_size, "tta": tta, "preprocess": preprocess}
         folder = _open_folder(out, checkpoint, predictor, settings, command_line)
+        if is_done(folder):
+            print(f"{folder} is finished already.", file=sys.stderr)
+            return 0
     elif out is not None:
         check_format(Path(out))
     predictions = list(predictor.predict(plain)) if plain else []
     errors = [p.error for p in predictions if p.error]
-    is_single = files == [Path(str(img))]
     if errors and is_single:
         raise UserError(errors[0])
     print(f"Model: {checkpoint}, trained on: {predictor.model.trained_on}", file=sys.stderr)
@@ -86,11 +97,13 @@ def predict(
     if predictions:
         _show(predictions, folder / TABLE if folder else Path(out) if out else None)
     if folder:
-        _write_evidence(predictor, predictions, folder / EVIDENCE, options)
-        errors += _predict_slides(predictor, tiled, folder, options, is_single=is_single) if tiled else []
+        _write_evidence(predictor, predictions, folder / EVIDENCE, options, names)
+        errors += _predict_slides(predictor, tiled, folder, options, names, is_single=is_single) if tiled else []
         print(f"Everything is in {folder}{'; look at report.html' if tiled else ''}.", file=sys.stderr)
     for note in _notes(predictor, passed_over):
         print(note, file=sys.stderr)
+    if folder and part is not None:
+        mark_done(folder, names, files, len(errors))
     if errors:
         print(f"{len(errors)} of {len(files)} files have no answer.", file=sys.stderr)
     return int(bool(errors))
@@ -107,6 +120,12 @@ def _open_folder(
             f"predictions/DAY/TIME. Received: out={out}"
         )
     return open_folder(out, checkpoint, settings, command_line)
+
+
+def _folder_of_shard(out: str | None, shard: Shard) -> str:
+    if out is None:
+        raise UserError(f"All shards share a folder. Expected out=FOLDER. Received: shard={shard.number}/{shard.count}")
+    return str(Path(out, shard.folder))
 
 
 def _announce(tiled: Sequence[Path], plain: Sequence[Path], model: TrainedModel, options: SlideOptions) -> None:
@@ -150,7 +169,11 @@ def _show(predictions: Sequence[Prediction], table: Path | None) -> None:
 
 
 def _write_evidence(
-    predictor: Predictor, predictions: Sequence[Prediction], folder: Path, options: SlideOptions
+    predictor: Predictor,
+    predictions: Sequence[Prediction],
+    folder: Path,
+    options: SlideOptions,
+    names: Mapping[Path, str],
 ) -> None:
     """Draw the evidence map of each image that has an answer, if asked."""
     answered = [(Path(p.file), p.probability) for p in predictions if p.probability is not None]
@@ -158,23 +181,28 @@ def _write_evidence(
         return
     from histo_pl.inference.pictures import write_evidence  # it loads matplotlib
 
-    names = names_of([file for file, _ in answered])
-    for (file, probability), name in zip(answered, names, strict=True):
+    for file, probability in answered:
         pixels = read_rgb(file)
         image = squeeze_pixels(pixels, predictor.model.image_size, predictor.model.resize)[None]
-        picture = folder / f"{name}.png"
+        picture = folder / f"{names[file]}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        write_evidence(picture, pixels, predictor.explain(image, options.explain), probability, name)
+        write_evidence(picture, pixels, predictor.explain(image, options.explain), probability, names[file])
 
 
 def _predict_slides(
-    predictor: Predictor, files: Sequence[Path], folder: Path, options: SlideOptions, *, is_single: bool
+    predictor: Predictor,
+    files: Sequence[Path],
+    folder: Path,
+    options: SlideOptions,
+    names: Mapping[Path, str],
+    *,
+    is_single: bool,
 ) -> list[str]:
     """Answer for slides, print their table and write the run's folder; return the errors."""
     from histo_pl.inference.slide_report import write_report  # they load matplotlib
     from histo_pl.inference.slide_run import ask_slides, format_summaries, write_summaries
 
-    summaries = ask_slides(predictor, files, folder, options)
+    summaries = ask_slides(predictor, {file: names[file] for file in files}, folder, options)
     errors = [one["error"] for one in summaries if one.get("error")]
     if errors and is_single:
         forget_run(folder)

@@ -3,12 +3,11 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from histo_pl.errors import UserError
-from histo_pl.inference.folder import names_of
 from histo_pl.inference.predictor import Predictor
 from histo_pl.inference.slide import SUMMARY, ask_slide
 from histo_pl.inference.slide_options import SlideOptions
@@ -19,13 +18,13 @@ COLUMNS = ("slide", "tiles", "malignant", "benign", "uncertain", "unlike", "tiss
 
 
 def ask_slides(
-    predictor: Predictor, files: Sequence[Path], folder: Path, options: SlideOptions
+    predictor: Predictor, files: Mapping[Path, str], folder: Path, options: SlideOptions
 ) -> list[dict[str, Any]]:
     """Answer for slides one after the other; one that cannot be read gets its error, and the others go on.
 
     Args:
         predictor: Asks the model.
-        files: The slides.
+        files: The slides, and the names of their folders.
         folder: The run's.
         options: The settings of slides.
 
@@ -33,7 +32,7 @@ def ask_slides(
         A summary of each slide; of one that failed, `slide` and `error`.
     """
     summaries = []
-    for file, name in zip(files, names_of(files), strict=True):
+    for file, name in files.items():
         finished = folder / name / SUMMARY
         if finished.exists():
             summaries.append(json.loads(finished.read_text(encoding="utf-8")))

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
@@ -62,6 +64,8 @@ def create_app(
         redoc_url=None,
     )
     app.add_exception_handler(RequestError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_unknown)
+    app.add_exception_handler(RequestValidationError, _refuse_query)
     app.add_middleware(Guard, token=token, hosts=hosts, policy=_policy(page))
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -126,8 +130,7 @@ class Service:
         notes = [SYNTHETIC] if model.data["synthetic"] else []
         notes += [] if self.predictor.tells_novelty else [CANNOT_TELL]
         title = "A second opinion on breast histology tiles"
-        values = {"limits": self.limits, "trained_on": model.trained_on, "threshold": model.threshold}
-        return render_page(PAGE, title=title, notes=notes, facts=self.facts, asks_token=asks_token, **values)
+        return render_page(PAGE, title=title, notes=notes, facts=self.facts, asks_token=asks_token)
 
     async def answer(self, request: Request, *, explain: bool) -> Answers:
         """Answer a request.
@@ -227,3 +230,14 @@ async def _refuse(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
     body = {"error": {"code": error.code, "message": str(error)}}
     return JSONResponse(body, error.status, {"Retry-After": "1"} if error.status == 429 else None)  # noqa: PLR2004
+
+
+async def _refuse_unknown(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = f"{error.detail}. Expected one of /, /health, /api/model, /api/predict, /openapi.json."
+    return await _refuse(request, RequestError(error.status_code, "no_such_request", message))
+
+
+async def _refuse_query(request: Request, _: Exception) -> JSONResponse:
+    message = "The address's query is not as expected. Expected explain=true, explain=false, or none."
+    return await _refuse(request, RequestError(400, "bad_query", message))

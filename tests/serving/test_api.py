@@ -116,6 +116,13 @@ def test_a_request_beyond_a_limit_is_refused(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+def test_what_the_api_does_not_have_is_refused_in_the_same_words(client: TestClient) -> None:
+    for answer, status in ((client.get("/docs"), 404), (client.get("/api/predict"), 405)):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, "no_such_request")
+    answer = client.post("/api/predict?explain=perhaps", files=form(png()))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_query")
+
+
 def test_a_body_of_unsaid_length_is_cut_off(client: TestClient) -> None:
     boundary = b"b"
     start = b'--b\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'

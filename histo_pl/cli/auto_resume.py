@@ -1,0 +1,117 @@
+"""resume=auto: one and the same line starts a run, goes on with it, and at last finds it finished."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from histo_pl.cli.resume import leaves
+from histo_pl.errors import UserError
+from histo_pl.models.checkpoint import RUN_FOLDERS
+from histo_pl.models.contents import is_finished, read_contents
+from histo_pl.training.run_folder import BEST, CONFIG, LAST, RESULTS
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+CHOSEN = "HISTO_PL_RUN"  # in the environment of a distributed run's other processes: folder and checkpoint
+OWN = ("resume", "run_dir", "trainer.devices", "trainer.num_nodes")  # settings in which equal runs may differ
+
+_held: list[FileLock] = []  # until this process ends
+
+
+def follow_auto(config: DictConfig) -> dict[str, Any] | None:
+    """Let a configuration with resume=auto go on in the folder of the newest run with equal settings.
+
+    Args:
+        config: As `conf/train.yaml` composes it. Its `resume` and `run_dir` are set to those of the unfinished run, if
+            there is one; to a new run's otherwise.
+
+    Returns:
+        The results of that run where it has finished, so that nothing is left to do; None otherwise.
+
+    Raises:
+        UserError: A process with equal settings is at work.
+    """
+    if config.resume != AUTO:
+        return None
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        config.run_dir, config.resume = json.loads(os.environ[CHOSEN])
+        return None
+    settings = _settings(config)
+    _lock(settings)
+    found = _newest(config, settings)
+    if found is not None and _has_finished(found):
+        log.info("Finished already: %s. Nothing is left to do.", found)
+        return json.loads((found / "results.json").read_text(encoding="utf-8"))
+    config.resume = None
+    if found is not None:
+        config.run_dir = str(found)
+        config.resume = _last_checkpoint(found)
+        log.info("Going on in %s.", found)
+    os.environ[CHOSEN] = json.dumps([config.run_dir, config.resume])
+    return None
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Return all plain values by their keys, but for those that are each run's own."""
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    here = str(whole["run_dir"])
+    return {
+        key: value.removeprefix(here) if isinstance(value, str) else value
+        for key, value in leaves(whole)
+        if key not in OWN and not key.endswith(".resume")
+    }
+
+
+def _lock(settings: dict[str, Any]) -> None:
+    """Keep other processes with the same settings out until this one ends."""
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    file = Path(RUN_FOLDERS[0], f".auto-{name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"A run with the same settings is at work. Wait for it, or start another without resume=auto. "
+            f"Received: resume=auto, and {file} is locked"
+        ) from None
+    _held.append(lock)
+
+
+def _newest(config: DictConfig, settings: dict[str, Any]) -> Path | None:
+    """Find the folder of the newest run with equal settings."""
+    files = sorted(set(_configurations(Path(config.run_dir))), key=lambda file: -file.stat().st_mtime)
+    for file in files:
+        before: Any = OmegaConf.load(file)
+        if isinstance(before, DictConfig) and "run_dir" in before and _settings(before) == settings:
+            return file.parent
+    return None
+
+
+def _configurations(run_dir: Path) -> Iterator[Path]:
+    for folder in RUN_FOLDERS:
+        yield from Path(folder).glob(f"**/{CONFIG}")
+    if (run_dir / CONFIG).is_file():
+        yield Path(os.path.relpath(run_dir)) / CONFIG
+
+
+def _has_finished(folder: Path) -> bool:
+    best = folder / BEST
+    return best.is_file() and (folder / "results.json").is_file() and is_finished(read_contents(best))
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return what a run goes on from; one that stopped before its first whole epoch begins anew."""
+    if (folder / LAST).is_file():
+        return str(folder / LAST)
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+    return None

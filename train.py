@@ -12,9 +12,13 @@ def main(config: DictConfig) -> float | None:
     with job():
         from histo_pl.cli.auto_resume import follow_auto
         from histo_pl.cli.build import training_arguments
+        from histo_pl.cli.own_process import needs_own_process, run_in_own_process
         from histo_pl.training.run import run_training
 
-        results = follow_auto(config) or run_training(**training_arguments(config))
+        if needs_own_process(config):
+            results = run_in_own_process(config.run_dir)
+        else:
+            results = follow_auto(config) or run_training(**training_arguments(config))
         return results["validation"]["loss"]
     return None
 

@@ -97,6 +97,17 @@ Join the tables of all shards of a prediction, in the order of one run.
 
 Names the shards that are missing, or unfinished; each can be run again. docs/clusters.md says more."""
 
+SWEEP = """\
+Search for settings by Optuna: trials are runs of train.py, and the objective is the AUROC of the validation tiles,
+never of the test. Trials that others outdo by the same epoch are pruned.
+
+  python -m histo_pl sweep study data=folder data.root=tiles                 # 20 trials over conf/sweep/learning.yaml
+  python -m histo_pl sweep study data=folder data.root=tiles --trials 40     # goes on to 40
+  python -m histo_pl sweep study data=folder data.root=tiles data.folds=5 --space my_space.yaml   # the mean of folds
+
+Stopped or killed, the same line goes on; several processes that run it share the trials. It needs
+pip install -e '.[sweep]'. docs/clusters.md says more."""
+
 SERVE = """\
 Answer for tiles that are dropped on a page, or sent to an HTTP API, until it is stopped. Nothing that is sent is
 written to the disk or logged.
@@ -140,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_robustness(commands)
     _add_serve(commands)
     _add_summarize(commands)
+    _add_sweep(commands)
     return parser
 
 
@@ -274,7 +286,7 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
     parser.add_argument("--token", help="the API asks for it; better in the environment, as HISTO_PL_TOKEN")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1")
-    help_text = "tiles a batch (default: 8 on a processor, 32 on a GPU)"
+    help_text = "tiles a batch (default: 16 on a processor, 32 on a GPU)"
     parser.add_argument("--batch-size", type=int, metavar="TILES", help=help_text)
     for name, purpose in LIMITS.items():
         value = getattr(limits, name)
@@ -300,6 +312,21 @@ def _summarize(**options: Any) -> str:  # noqa: ANN401
     from histo_pl.evaluation.summarize import summarize
 
     return summarize(**options)
+
+
+def _add_sweep(commands: Any) -> None:  # noqa: ANN401
+    parser = _add(commands, "sweep", "search for settings", SWEEP, _sweep)
+    parser.add_argument("folder", type=Path, metavar="STUDY", help="the study's folder, which processes may share")
+    parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+    help_text = "a file of conf/sweep, or the path of another (default: learning)"
+    parser.add_argument("--space", default="learning", metavar="NAME", help=help_text)
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="of the whole study (default: 20)")
+
+
+def _sweep(**options: Any) -> str:  # noqa: ANN401
+    from histo_pl.cli.sweep import sweep
+
+    return sweep(**options)
 
 
 def _add_convert(commands: Any) -> None:  # noqa: ANN401

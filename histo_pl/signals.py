@@ -13,6 +13,7 @@ from contextlib import suppress
 from histo_pl.storage import discard_unfinished, remove_empty_folders
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+ENDS_WITH_PARENT = "HISTO_PL_ENDS_WITH_PARENT"  # in the environment of a program that another one started
 PR_SET_PDEATHSIG = 1  # Linux's prctl(2)
 LONGEST_FAREWELL = 5.0  # seconds, where nobody reads the line
 HEAD_START = 2.0  # seconds that the first process of several has to speak, before the others go
@@ -52,7 +53,7 @@ def catch_stop_signals() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in STOPS:
         signal.signal(number, lambda *_: None)
-    if "LOCAL_RANK" in os.environ:
+    if {"LOCAL_RANK", ENDS_WITH_PARENT} & os.environ.keys():
         die_with_parent()
     threading.Thread(target=_wait, args=(reading,), daemon=True).start()
 

@@ -47,13 +47,13 @@ def follow_auto(config: DictConfig) -> dict[str, Any] | None:
     settings = _settings(config)
     _lock(settings)
     found = _newest(config, settings)
-    if found is not None and _has_finished(found):
+    if found is not None and has_finished(found):
         log.info("Finished already: %s. Nothing is left to do.", found)
         return json.loads((found / "results.json").read_text(encoding="utf-8"))
     config.resume = None
     if found is not None:
         config.run_dir = str(found)
-        config.resume = _last_checkpoint(found)
+        config.resume = checkpoint_to_resume(found)
         log.info("Going on in %s.", found)
     os.environ[CHOSEN] = json.dumps([config.run_dir, config.resume])
     return None
@@ -103,13 +103,14 @@ def _configurations(run_dir: Path) -> Iterator[Path]:
         yield Path(os.path.relpath(run_dir)) / CONFIG
 
 
-def _has_finished(folder: Path) -> bool:
+def has_finished(folder: Path) -> bool:
+    """Return whether a folder holds a run that is calibrated and tested."""
     best = folder / BEST
     return best.is_file() and (folder / "results.json").is_file() and is_finished(read_contents(best))
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """Return what a run goes on from; one that stopped before its first whole epoch begins anew."""
+def checkpoint_to_resume(folder: Path) -> str | None:
+    """Return an unfinished run's last.ckpt; None, its files removed, where it stopped in its first epoch."""
     if (folder / LAST).is_file():
         return str(folder / LAST)
     for name in RESULTS:

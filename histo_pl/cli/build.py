@@ -205,8 +205,8 @@ def make_trainer(config: DictConfig, callbacks: Sequence[L.Callback]) -> L.Train
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and trainer.world_size > 1:
         raise UserError(
-            f"A sweep cannot use several processes: Lightning would start the whole sweep again in each. "
-            f"Sweep on one device, or start the runs one by one. Received: {trainer.world_size} processes"
+            f"A sweep must know that its jobs use several processes. Expected trainer=ddp, or a number as "
+            f"trainer.devices. Received: {trainer.world_size} processes"
         )
     return trainer
 

@@ -119,15 +119,19 @@ def command_line(*changes: str) -> str | None:
     """
     if not HydraConfig.initialized():
         return None
-    config = HydraConfig.get()
     changed = {change.partition("=")[0] for change in changes}
-    kept = [one for one in config.overrides.task if one.lstrip("+").partition("=")[0] not in changed]
+    kept = [one for one in job_arguments() if one.lstrip("+").partition("=")[0] not in changed]
+    return shlex.join(["python", os.path.relpath(sys.argv[0]), *kept, *changes])
+
+
+def job_arguments() -> list[str]:
+    """Return the arguments of this run as they are typed, of a sweep those of this job alone."""
+    config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:
-        kept.append("hydra.mode=RUN")  # a configuration may ask for a sweep
+        own = ["hydra.mode=RUN"]  # a configuration may ask for a sweep
     else:
-        kept += [one for one in config.overrides.hydra if not one.startswith("hydra.mode=")]
-    program = os.path.relpath(sys.argv[0])
-    return shlex.join(["python", program, *map(_as_typed, kept), *changes])
+        own = [one for one in config.overrides.hydra if not one.startswith("hydra.mode=")]
+    return [_as_typed(one) for one in (*config.overrides.task, *own)]
 
 
 def _as_typed(override: str) -> str:

@@ -26,9 +26,9 @@ from histo_pl.models.views import dihedral_views
 from histo_pl.probability import label_of, to_probability
 
 Item = TypeVar("Item")
-BATCH_SIZE, GPU_BATCH_SIZE = 8, 32  # files; a processor's caches hold the maps of few (docs/benchmarks.md)
+BATCH_SIZE, GPU_BATCH_SIZE = 16, 32  # files; on a processor more take memory and no less time (docs/benchmarks.md)
 READ_AHEAD = 2  # batches that are read while the network looks at another
-RELEASE_EVERY = 64  # batches: what many allocations leave between them would grow with their number
+RELEASE_EVERY = 32  # batches: what many allocations leave between them would grow with their number
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from histo_pl.cli.command_line import one_line_errors, quote
 from histo_pl.data import HistologyDataModule
@@ -187,14 +188,27 @@ def test_program_goes_on_after_a_failing_job_of_a_sweep(tmp_path: Path, demo_roo
     assert "optim.lr=-1" in told and told.endswith("Expected a number of at least 0. Received: -1")
 
 
-def test_program_refuses_a_sweep_on_two_processes(tmp_path: Path, demo_root: Path) -> None:
+@pytest.mark.slow
+def test_program_sweeps_runs_of_two_processes(tmp_path: Path, demo_root: Path) -> None:
     options = [option for option in TINY if option != "trainer=cpu"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "optim.lr=1,2", "trainer=ddp_sim", *options, *TINY_DEMO]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "optim.lr=1e-3,-1,1e-4", "trainer=ddp_sim", *options]
     done = subprocess.run(
-        [*command, f"data.root={demo_root}"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, *TINY_DEMO, f"data.root={demo_root}"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
-    assert "A sweep cannot use several processes" in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (sweep,) = (tmp_path / "multirun").glob("*/*")
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["multirun"]
+    rates = {}
+    for name in ("0", "2"):
+        assert {file.name for file in (sweep / name).iterdir()} == RUN_FILES
+        results = json.loads((sweep / name / "results.json").read_text())
+        assert results["run"]["processes"] == 2
+        assert results["test"]["tiles"] == results["data"]["parts"]["test"]["tiles"]
+        rates[name] = OmegaConf.load(sweep / name / "config.yaml").optim.lr
+    assert rates == {"0": 1e-3, "2": 1e-4}
+    told = done.stderr.splitlines()[-1]
+    assert "optim.lr=-1" in told and told.endswith("Expected a number of at least 0. Received: -1")
 
 
 def test_program_trains_on_two_processes_in_one_folder(tmp_path: Path) -> None:

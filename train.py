@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from histo_pl.cli.program import job, run_program
+from histo_pl.cli.resume import go_on_with_sweep
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -24,4 +25,4 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, go_on_with_sweep)

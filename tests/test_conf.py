@@ -15,7 +15,9 @@ from histo_pl.models.pretrained import resolve_model_config
 from tests.conftest import ROOT, compose_config
 
 CONF = ROOT / "conf"
-CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
+CHOICES = sorted(
+    f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name != "sweep"
+)  # spaces of a search are no groups
 NEEDS = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
 
 
@@ -78,3 +80,16 @@ def test_the_composed_configuration_can_be_shown_without_a_run(name: str, tmp_pa
     config = compose_config(name)
     text = OmegaConf.to_yaml(config, resolve=True)
     assert name == "predict" or "DAY/TIME" in text
+
+
+@pytest.mark.parametrize("space", sorted(file.stem for file in (CONF / "sweep").glob("*.yaml")))
+def test_every_space_is_of_keys_that_train_has(space: str) -> None:
+    pytest.importorskip("optuna")
+    from histo_pl.cli.sweep import read_space
+
+    recipe = ["experiment=linear_probe"] if space == "probe" else []
+    config = compose_config("train", *recipe, "data.root=x")
+    for key, distribution in read_space(space).items():
+        assert OmegaConf.select(config, key, throw_on_missing=True) is not None
+        value = distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
+        compose_config("train", *recipe, f"{key}={value}")

@@ -24,7 +24,7 @@ from tests.slides.test_readers import write_pyramid
 
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in "handover keras limits pretrained running serving slides speed".split()),
+    *(f"docs/{name}.md" for name in "clusters handover keras limits pretrained running serving slides speed".split()),
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
@@ -88,10 +88,12 @@ def test_train_commands(
 def test_resume_command() -> None:
     """What resuming does is tested in test_training; here, that the README spells it rightly."""
     for command in (c for c in COMMANDS if "resume=" in c):
-        assert compose_config("train", *arguments_of(command)).resume == "outputs/DAY/TIME"
+        arguments = [argument for argument in arguments_of(command) if argument != "-m"]
+        resume = compose_config("train", *arguments).resume
+        assert resume in ("outputs/DAY/TIME", "multirun/DAY/TIME", "auto", "own")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python predict.py")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python predict.py") and "shard=" not in c])
 def test_predict_commands(
     command: str, trained: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,29 @@ def test_cross_validation_commands(command: str, tiles: Path, tmp_path: Path, mo
 def test_evaluate_commands(command: str, trained: Path, tiles: Path, tmp_path: Path) -> None:
     own = [f"ckpt={trained}", f"data.root={tiles}", "data.num_workers=0", f"run_dir={tmp_path / 'run'}"]
     assert evaluate(compose_config("evaluate", *arguments_of(command), *own))["test"]["tiles"] == 40
+
+
+def test_shard_and_merge_commands(trained: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = (c for c in COMMANDS if c.startswith("python predict.py") and "shard=" in c)
+    config: Any = OmegaConf.to_container(compose_config("predict", *arguments_of(line)))
+    assert config["shard"] == "3/16"
+    for number in range(1, 17):
+        assert predict(**config | {"ckpt": str(trained), "img": str(tiles), "shard": f"{number}/16"}) == 0
+    (merge,) = (shlex.split(c)[3:] for c in COMMANDS if c.startswith("python -m histo_pl merge"))
+    main(merge)
+    assert (tmp_path / "opinions" / "predictions.csv").read_text().count("\n") == 41
+
+
+def test_sweep_commands(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = [option for option in TINY if not option.startswith("trainer=")]
+    for command in (c for c in COMMANDS if c.startswith("python -m histo_pl sweep")):
+        arguments = shlex.split(command)[3:]
+        trials = "2" if "--trials" in arguments else "1"
+        own = [argument for argument in arguments if argument not in ("--trials", "40")]
+        main([*own, *tiny, "trainer.accelerator=cpu", "--trials", trials])
+    assert (tmp_path / "study" / "trials" / "1" / "results.json").is_file()
 
 
 def test_audit_and_summarize_commands(tiles: Path, tmp_path: Path) -> None:
@@ -214,6 +239,7 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
     assert set_up == [
         "pip install -e . && python train.py trainer.max_epochs=20",
         "pip install -e '.[test]' && pytest",
+        "pip install -e '.[sweep]'",
         "pip install -e '.[onnx]'",
         "pip install -e '.[keras]'",
         "pip install -e '.[serve]'",
@@ -228,6 +254,8 @@ def test_every_command_is_of_a_kind_that_is_tested() -> None:
         "python -m histo_pl card",
         "python -m histo_pl convert",
         "python -m histo_pl export",
+        "python -m histo_pl merge",
+        "python -m histo_pl sweep",
         "python -m histo_pl serve",
         "HISTO_PL_TOKEN=",
         "curl",

@@ -1,4 +1,4 @@
-"""resume=auto: one and the same line starts a run, goes on with it, and at last finds it finished."""
+"""resume=auto and resume=own: one and the same line starts a run, goes on with it, and at last finds it finished."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from histo_pl.cli.resume import leaves
+from histo_pl.cli.resume import OWN_FOLDER, leaves
 from histo_pl.errors import UserError
 from histo_pl.models.checkpoint import RUN_FOLDERS
 from histo_pl.models.contents import is_finished, read_contents
@@ -27,11 +27,11 @@ _held: list[FileLock] = []  # until this process ends
 
 
 def follow_auto(config: DictConfig) -> dict[str, Any] | None:
-    """Let a configuration with resume=auto go on in the folder of the newest run with equal settings.
+    """Let a configuration go on in its own folder, or with resume=auto in that of the newest run with equal settings.
 
     Args:
-        config: As `conf/train.yaml` composes it. Its `resume` and `run_dir` are set to those of the unfinished run, if
-            there is one; to a new run's otherwise.
+        config: As `conf/train.yaml` composes it. If its `resume` is auto or own, that and `run_dir` are set to those of
+            the unfinished run, if there is one; to a new run's otherwise.
 
     Returns:
         The results of that run where it has finished, so that nothing is left to do; None otherwise.
@@ -39,14 +39,16 @@ def follow_auto(config: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: A process with equal settings is at work.
     """
-    if config.resume != AUTO:
+    if config.resume not in (AUTO, OWN_FOLDER):
         return None
     if os.environ.get("LOCAL_RANK", "0") != "0":
         config.run_dir, config.resume = json.loads(os.environ[CHOSEN])
         return None
-    settings = _settings(config)
-    _lock(settings)
-    found = _newest(config, settings)
+    found = Path(os.path.relpath(config.run_dir))
+    if config.resume == AUTO:
+        settings = _settings(config)
+        _lock(settings)
+        found = _newest(config, settings)
     if found is not None and has_finished(found):
         log.info("Finished already: %s. Nothing is left to do.", found)
         return json.loads((found / "results.json").read_text(encoding="utf-8"))

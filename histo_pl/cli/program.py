@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,19 +50,20 @@ OmegaConf.register_new_resolver("fast_precision", _fast_precision, replace=True)
 OmegaConf.register_new_resolver("share_of", lambda share, whole: math.ceil(share * whole), replace=True)
 
 
-def run_program(main: Callable[[], Any]) -> None:
+def run_program(main: Callable[[], Any], rewrite: Callable[[Sequence[str]], list[str]] = list) -> None:
     """Run one of the programs: its arguments as typed, its errors in one line, ended in order by a signal.
 
     Args:
         main: A function decorated by `hydra.main`.
+        rewrite: Changes the arguments before Hydra parses them.
 
     Raises:
         SystemExit: With the message of an error, exit status 1.
     """
     prepare_process()
-    sys.argv[1:] = quote_literals(sys.argv[1:], dict(os.environ))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here instead of being printed by Hydra
     with one_line_errors():
+        sys.argv[1:] = quote_literals(rewrite(sys.argv[1:]), dict(os.environ))
         try:
             main()
         except InstantiationException:

@@ -1,14 +1,17 @@
 """Settings of a run that is resumed, compared with those of the interrupted run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from histo_pl.cli.command_line import quote
 from histo_pl.errors import UserError
 from histo_pl.training.run_folder import BEST, CONFIG, LAST
 
+SWEEP = "multirun.yaml"  # Hydra's, in a sweep's folder
+OWN_FOLDER = "own"  # resume=own: go on in run_dir, if a run there has not finished
 IN_CHECKPOINT = ("optim.", "scheduler.")  # settings that the optimizer's state in the checkpoint brings along
 FREE = (  # settings that change no result, or only what comes after the training
     "calibration.",
@@ -33,6 +36,33 @@ FREE = (  # settings that change no result, or only what comes after the trainin
     "trainer.log_every_n_steps",
     "trainer.max_epochs",
 )
+
+
+def go_on_with_sweep(arguments: Sequence[str]) -> list[str]:
+    """Rewrite the command line that goes on with a sweep as that of the sweep itself, in its own folder.
+
+    Args:
+        arguments: As typed, such as `-m resume=multirun/DAY/TIME`.
+
+    Returns:
+        The sweep's own arguments, its jobs going on in their folders; those that were given, if they mean no sweep.
+
+    Raises:
+        UserError: Other arguments are given too, or the folder is no sweep's.
+    """
+    named = [argument for argument in arguments if argument.startswith("resume=")]
+    others = [argument for argument in arguments if argument not in (*named, "-m", "--multirun")]
+    if len(arguments) == len(others) + len(named) or not named or not Path(named[0].removeprefix("resume=")).is_dir():
+        return list(arguments)
+    folder = Path(named[0].removeprefix("resume="))
+    if others or not (folder / SWEEP).is_file():
+        raise UserError(
+            f"A sweep goes on with its own settings. Expected no more than -m resume=multirun/DAY/TIME, a folder with "
+            f"{SWEEP}. Received: {' '.join(arguments)}"
+        )
+    overrides: Any = OmegaConf.load(folder / SWEEP)
+    kept = [one for one in overrides.hydra.overrides.task if not one.startswith("resume=")]
+    return ["-m", *kept, f"resume={OWN_FOLDER}", f"hydra.sweep.dir={quote(str(folder))}"]
 
 
 def resolve_resume(resume: str | None) -> str | None:

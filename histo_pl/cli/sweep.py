@@ -45,7 +45,7 @@ def sweep(folder: str | Path, space: str, trials: int, arguments: Sequence[str] 
         UserError: Optuna is not installed, the space is not as expected, or the study is of other arguments.
     """
     optuna, folder = _optuna(), Path(folder)
-    distributions = _read_space(space, optuna)
+    distributions = read_space(space)
     if trials < 1:
         raise UserError(f"The number of trials is out of range. Expected at least 1. Received: {trials}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,19 @@ def _optuna() -> Any:  # noqa: ANN401
     return optuna
 
 
-def _read_space(space: str, optuna: Any) -> dict[str, Any]:  # noqa: ANN401
+def read_space(space: str) -> dict[str, Any]:
+    """Read a space of settings.
+
+    Args:
+        space: The name of a file of conf/sweep, or the path of one.
+
+    Returns:
+        Optuna's distributions by key of train.py.
+
+    Raises:
+        UserError: Optuna is not installed, or the file is not as expected.
+    """
+    optuna = _optuna()
     named = CONF / "sweep" / f"{space}.yaml"
     file = named if named.is_file() else Path(space)
     if not file.is_file():

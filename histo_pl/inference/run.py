@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from histo_pl.slides.opening import is_slide
 from histo_pl.tables import describe_some
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
+SLIDE_BATCH_SIZE = 8  # on a processor: reading bounds the speed, and less memory is flatter (docs/benchmarks.md)
 EVIDENCE = "evidence"  # the folder of the tiles' maps
 TABLE = "predictions.csv"  # of the tiles beside slides
 
@@ -50,7 +51,7 @@ def predict(
         img: An image file, a slide, a folder or a pattern.
         out: A .csv or .json file to write; with slides or evidence maps a folder; None: predictions/DAY/TIME for those.
         device: See `Predictor`.
-        batch_size: See `Predictor`.
+        batch_size: See `Predictor`; None, where slides are asked about on a processor: `SLIDE_BATCH_SIZE`.
         preprocess: The resize to the network's size. None: that of its training; `opencv`: that of the
             notebook's prediction.
         tta: See `Predictor`.
@@ -68,45 +69,77 @@ def predict(
     """
     if keep_freed_memory:
         keep_memory()
-    options = SlideOptions.of(**slide_options)
-    part = Shard.of(shard)
-    checkpoint, files = find_checkpoint(ckpt), find_images(img)
-    is_single = files == [Path(str(img))]
-    passed_over = find_others(str(img))
-    names = dict(zip(files, names_of(files), strict=True))
-    if part is not None:
-        files, out = [file for file in files if part.holds(names[file])], _folder_of_shard(out, part)
+    options, part = SlideOptions.of(**slide_options), Shard.of(shard)
+    checkpoint, found = find_checkpoint(ckpt), find_images(img)
+    names = dict(zip(found, names_of(found), strict=True))
+    files = found if part is None else [file for file in found if part.holds(names[file])]
     predictor = Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
     is_tiled = {file: options.is_tiled(file, predictor.model) for file in files}
     tiled, plain = ([file for file in files if is_tiled[file] is wanted] for wanted in (True, False))
+    if tiled and batch_size is None and predictor.device == "cpu":
+        predictor.batch_size = SLIDE_BATCH_SIZE
     folder = None
     if tiled or options.explain is not False or part is not None:
-        settings = options.settings() | {"batch_size": predictor.batch_size, "tta": tta, "preprocess": preprocess}
-        folder = _open_folder(out, checkpoint, predictor, settings, command_line)
-        if is_done(folder):
-            print(f"{folder} is finished already.", file=sys.stderr)
-            return 0
+        settings = options.settings() | {"batch_size": batch_size, "tta": tta, "preprocess": preprocess}
+        own = out if part is None else _folder_of_shard(out, part)
+        folder = _open_folder(own, checkpoint, predictor, settings, command_line)
     elif out is not None:
         check_format(Path(out))
-    predictions = list(predictor.predict(plain)) if plain else []
-    errors = [p.error for p in predictions if p.error]
-    if errors and is_single:
-        raise UserError(errors[0])
-    print(f"Model: {checkpoint}, trained on: {predictor.model.trained_on}", file=sys.stderr)
-    _announce(tiled, plain, predictor.model, options)
-    if predictions:
-        _show(predictions, folder / TABLE if folder else Path(out) if out else None)
-    if folder:
-        _write_evidence(predictor, predictions, folder / EVIDENCE, options, names)
-        errors += _predict_slides(predictor, tiled, folder, options, names, is_single=is_single) if tiled else []
-        print(f"Everything is in {folder}{'; look at report.html' if tiled else ''}.", file=sys.stderr)
-    for note in _notes(predictor, passed_over):
+    if folder and is_done(folder):
+        print(f"{folder} is finished already.", file=sys.stderr)
+        return 0
+    asked = _Asked(checkpoint, img, names, tiled, plain)
+    errors = _answer(predictor, asked, options, folder, Path(out) if out else None)
+    for note in _notes(predictor, find_others(str(img))):
         print(note, file=sys.stderr)
     if folder and part is not None:
         mark_done(folder, names, files, len(errors))
     if errors:
         print(f"{len(errors)} of {len(files)} files have no answer.", file=sys.stderr)
     return int(bool(errors))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The question: the images, and the model that is asked.
+
+    Attributes:
+        checkpoint: Of the model that is asked.
+        img: As the user named them.
+        names: Of all, for their folders, see `names_of`.
+        tiled: Those that are cut into tiles.
+        plain: Those that are one tile each.
+    """
+
+    checkpoint: Path
+    img: str | None
+    names: Mapping[Path, str]
+    tiled: Sequence[Path]
+    plain: Sequence[Path]
+
+    @property
+    def is_single(self) -> bool:
+        """True if one file was named."""
+        return list(self.names) == [Path(str(self.img))]
+
+
+def _answer(
+    predictor: Predictor, asked: _Asked, options: SlideOptions, folder: Path | None, table: Path | None
+) -> list[str]:
+    """Answer for all images, print the tables, and write them; return the errors."""
+    predictions = list(predictor.predict(asked.plain)) if asked.plain else []
+    errors = [p.error for p in predictions if p.error]
+    if errors and asked.is_single:
+        raise UserError(errors[0])
+    print(f"Model: {asked.checkpoint}, trained on: {predictor.model.trained_on}", file=sys.stderr)
+    _announce(asked.tiled, asked.plain, predictor.model, options)
+    if predictions:
+        _show(predictions, folder / TABLE if folder else table)
+    if folder:
+        _write_evidence(predictor, predictions, folder / EVIDENCE, options, asked.names)
+        errors += _predict_slides(predictor, asked, folder, options) if asked.tiled else []
+        print(f"Everything is in {folder}{'; look at report.html' if asked.tiled else ''}.", file=sys.stderr)
+    return errors
 
 
 def _open_folder(
@@ -189,22 +222,14 @@ def _write_evidence(
         write_evidence(picture, pixels, predictor.explain(image, options.explain), probability, names[file])
 
 
-def _predict_slides(
-    predictor: Predictor,
-    files: Sequence[Path],
-    folder: Path,
-    options: SlideOptions,
-    names: Mapping[Path, str],
-    *,
-    is_single: bool,
-) -> list[str]:
+def _predict_slides(predictor: Predictor, asked: _Asked, folder: Path, options: SlideOptions) -> list[str]:
     """Answer for slides, print their table and write the run's folder; return the errors."""
     from histo_pl.inference.slide_report import write_report  # they load matplotlib
     from histo_pl.inference.slide_run import ask_slides, format_summaries, write_summaries
 
-    summaries = ask_slides(predictor, {file: names[file] for file in files}, folder, options)
+    summaries = ask_slides(predictor, {file: asked.names[file] for file in asked.tiled}, folder, options)
     errors = [one["error"] for one in summaries if one.get("error")]
-    if errors and is_single:
+    if errors and asked.is_single:
         forget_run(folder)
         raise UserError(errors[0])
     print(format_summaries(summaries))

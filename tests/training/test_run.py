@@ -189,6 +189,19 @@ def test_program_goes_on_after_a_failing_job_of_a_sweep(tmp_path: Path, demo_roo
 
 
 @pytest.mark.slow
+def test_program_goes_on_with_an_interrupted_sweep(tmp_path: Path, demo_root: Path) -> None:
+    run_program(tmp_path, "-m", "optim.lr=1e-3,1e-4", *TINY, *TINY_DEMO, f"data.root={demo_root}")
+    (sweep,) = (tmp_path / "multirun").glob("*/*")
+    (sweep / "1" / "results.json").unlink()
+    whole = (sweep / "1" / "predictions.csv").read_bytes()
+    finished = (sweep / "0" / "results.json").stat().st_mtime_ns
+    run_program(tmp_path, "-m", f"resume={sweep.relative_to(tmp_path)}")
+    assert (sweep / "0" / "results.json").stat().st_mtime_ns == finished
+    assert (sweep / "1" / "results.json").is_file() and (sweep / "1" / "predictions.csv").read_bytes() == whole
+    assert list((tmp_path / "multirun").glob("*/*")) == [sweep]
+
+
+@pytest.mark.slow
 def test_program_sweeps_runs_of_two_processes(tmp_path: Path, demo_root: Path) -> None:
     options = [option for option in TINY if option != "trainer=cpu"]
     command = [sys.executable, str(ROOT / "train.py"), "-m", "optim.lr=1e-3,-1,1e-4", "trainer=ddp_sim", *options]
@@ -197,8 +210,8 @@ def test_program_sweeps_runs_of_two_processes(tmp_path: Path, demo_root: Path) -
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (sweep,) = (tmp_path / "multirun").glob("*/*")
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["multirun"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "multirun.yaml"]
+    assert not (tmp_path / "outputs").exists()
     rates = {}
     for name in ("0", "2"):
         assert {file.name for file in (sweep / name).iterdir()} == RUN_FILES

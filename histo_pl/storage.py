@@ -148,6 +148,9 @@ def new_folder(pattern: str) -> str:
         Its path. Where none can be made it does not exist, and the first to write into it will say why.
     """
     name = datetime.now().strftime(pattern)
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes: the first has made the run's folder
+        _made.append(Path(name))
+        return name
     for path in (Path(name), *(Path(f"{name}-{number}") for number in range(2, 1000))):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from histo_pl.cli.resume import OWN_FOLDER, leaves
 from histo_pl.errors import UserError
 from histo_pl.models.checkpoint import RUN_FOLDERS
 from histo_pl.models.contents import is_finished, read_contents
-from histo_pl.training.run_folder import BEST, CONFIG, LAST, RESULTS
+from histo_pl.training.run_folder import BEST, CONFIG, LAST
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,15 @@ def follow_auto(config: DictConfig) -> dict[str, Any] | None:
     """
     if config.resume not in (AUTO, OWN_FOLDER):
         return None
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if CHOSEN in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         config.run_dir, config.resume = json.loads(os.environ[CHOSEN])
         return None
+    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, which all choose for themselves
     found = Path(os.path.relpath(config.run_dir))
     if config.resume == AUTO:
         settings = _settings(config)
-        _lock(settings)
+        if is_first:
+            _lock(settings)
         found = _newest(config, settings)
     if found is not None and has_finished(found):
         log.info("Finished already: %s. Nothing is left to do.", found)
@@ -55,7 +57,7 @@ def follow_auto(config: DictConfig) -> dict[str, Any] | None:
     config.resume = None
     if found is not None:
         config.run_dir = str(found)
-        config.resume = checkpoint_to_resume(found)
+        config.resume = checkpoint_to_resume(found) if is_first else _checkpoint_of(found)
         log.info("Going on in %s.", found)
     os.environ[CHOSEN] = json.dumps([config.run_dir, config.resume])
     return None
@@ -112,9 +114,13 @@ def has_finished(folder: Path) -> bool:
 
 
 def checkpoint_to_resume(folder: Path) -> str | None:
-    """Return an unfinished run's last.ckpt; None, its files removed, where it stopped in its first epoch."""
-    if (folder / LAST).is_file():
-        return str(folder / LAST)
-    for name in RESULTS:
-        (folder / name).unlink(missing_ok=True)
-    return None
+    """Return an unfinished run's last.ckpt; None, its best.ckpt removed, where it stopped in its first epoch."""
+    found = _checkpoint_of(folder)
+    best = folder / BEST
+    if found is None and best.is_file() and not is_finished(read_contents(best)):
+        best.unlink()
+    return found
+
+
+def _checkpoint_of(folder: Path) -> str | None:
+    return str(folder / LAST) if (folder / LAST).is_file() else None

@@ -9,6 +9,7 @@ import pytest
 from histo_pl import UserError
 from histo_pl.cli import auto_resume
 from histo_pl.cli.build import training_arguments
+from histo_pl.models.checkpoint import update_metadata
 from histo_pl.training.run import run_training
 from tests.conftest import TINY, TINY_DEMO, compose_config
 
@@ -60,9 +61,22 @@ def test_an_unfinished_run_goes_on_in_its_own_folder(start: Start, tmp_path: Pat
     whole = {name: (folder / name).read_bytes() for name in ("metrics.csv", "predictions.csv")}
     for name in {lost, "results.json"}:
         (folder / name).unlink()
+    update_metadata(folder / "best.ckpt", finished=False)
     _, trained = start("trainer.devices=1")
     assert trained and sorted(path.name for path in folder.parent.iterdir()) == ["0"]
     assert {name: (folder / name).read_bytes() for name in whole} == whole
+
+
+def test_a_finished_model_is_never_removed(start: Start, tmp_path: Path) -> None:
+    start()
+    folder = tmp_path / "outputs" / "day" / "0"
+    for name in ("last.ckpt", "results.json"):
+        (folder / name).unlink()
+    before = (folder / "best.ckpt").read_bytes()
+    for resume in ("resume=auto", "resume=own"):
+        with pytest.raises(UserError, match="results of another run"):
+            start(resume, f"run_dir={folder}")
+    assert (folder / "best.ckpt").read_bytes() == before
 
 
 def test_two_at_once_are_refused(start: Start) -> None:

@@ -14,6 +14,7 @@ from histo_pl.storage import discard_unfinished, remove_empty_folders
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 ENDS_WITH_PARENT = "HISTO_PL_ENDS_WITH_PARENT"  # in the environment of a program that another one started
+STARTED_BY = "HISTO_PL_PROCESS"  # in the environment: the last of these programs on the way to this one
 PR_SET_PDEATHSIG = 1  # Linux's prctl(2)
 LONGEST_FAREWELL = 5.0  # seconds, where nobody reads the line
 HEAD_START = 2.0  # seconds that the first process of several has to speak, before the others go
@@ -53,8 +54,13 @@ def catch_stop_signals() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in STOPS:
         signal.signal(number, lambda *_: None)
+    starter = os.environ.get(STARTED_BY)
+    os.environ[STARTED_BY] = str(os.getpid())
     if {"LOCAL_RANK", ENDS_WITH_PARENT} & os.environ.keys():
         die_with_parent()
+        by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # its agent lies between
+        if starter is not None and not by_torchrun and os.getppid() != int(starter):
+            os._exit(1)  # it had ended before the kernel was asked
     threading.Thread(target=_wait, args=(reading,), daemon=True).start()
 
 

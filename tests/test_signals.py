@@ -78,3 +78,19 @@ def test_a_stopped_training_names_the_command_that_goes_on(tmp_path: Path, demo_
     assert "last.ckpt, best.ckpt" in line
     assert line.endswith(f"trainer.max_epochs=1000 data.root={demo_root} run_dir=run resume=run/last.ckpt")
     assert not processes_of(program.pid)
+
+
+ORPHAN = """
+import os, subprocess, sys
+from histo_pl.signals import catch_stop_signals
+catch_stop_signals()
+late = "import time; time.sleep(1); import histo_pl.signals as signals; signals.catch_stop_signals(); print('here')"
+subprocess.Popen([sys.executable, "-c", late], env=os.environ | {"LOCAL_RANK": "1"})
+os._exit(0)
+"""
+
+
+def test_a_process_whose_starter_has_gone_before_it_asked_ends_too() -> None:
+    """The kernel tells of the end of a starter only those that asked before."""
+    done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == ""  # it waits for the late process too, whose output it is

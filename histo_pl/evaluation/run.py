@@ -28,6 +28,7 @@ from histo_pl.evaluation.results import (
 from histo_pl.evaluation.seen import KEEP, SKIP, find_seen
 from histo_pl.inference import Predictor
 from histo_pl.models.checkpoint import CANNOT_TELL, UNCALIBRATED_TTA, UNFINISHED, TrainedModel, find_checkpoint
+from histo_pl.models.contents import refuse_exported
 from histo_pl.models.ensemble import load_model
 from histo_pl.models.evidence import method_for
 from histo_pl.models.scale import describe_other_scale
@@ -76,6 +77,7 @@ def evaluate(
     """
     _check(split, seen_cases, run_dir)
     file = find_checkpoint(str(checkpoint))
+    refuse_exported(file)
     model = load_model(file)
     data = _set_up(model, split, lambda **options: open_data(root, **(options | data_options)))
     _announce(file, model, data, tta)

@@ -1,5 +1,6 @@
 """Export of a checkpoint for programs that know nothing of histo_pl: compared with it, or not written."""
 
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ from histo_pl.errors import UserError
 from histo_pl.hardware import full_precision
 from histo_pl.inference import Predictor
 from histo_pl.interop.deployed import DeployedClassifier, logit_of
-from histo_pl.interop.graphs import write_onnx, write_program, write_qupath
-from histo_pl.interop.model_card import write_card
+from histo_pl.interop.graphs import quietly, write_onnx, write_program, write_qupath
+from histo_pl.interop.model_card import Exported, write_card
 from histo_pl.interop.parity import Answer, ParityTiles, compare, read_tiles
 from histo_pl.models.checkpoint import (
     CANNOT_TELL,
@@ -59,16 +60,17 @@ def export(
     refuse_exported(path)
     model = load_model(path)
     outputs = DeployedClassifier(model).outputs
-    spacing = _spacing(model, mpp) if to == QUPATH else 0.0
+    mpp = _own_mpp(model, mpp)
+    spacing = _spacing(model, mpp) if to == QUPATH else None
     test_tiles = read_tiles(None if tiles is None else Path(tiles), model)
     with atomic_directory(folder) as unfinished:
-        if to == QUPATH:
+        if spacing is not None:
             write_qupath(model, spacing, unfinished)
             found = _compare_two_logits(model, unfinished / FILES[QUPATH], test_tiles)
         else:
             _write_graph(model, path, to, unfinished)
             found = _compare_graph(model, unfinished / FILES[to], test_tiles)
-        write_card(path, model, unfinished / "README.md", to)
+        write_card(path, model, unfinished / "README.md", Exported(to, unfinished / FILES[to], mpp, spacing))
     notes = [CANNOT_TELL] if NOVELTY not in outputs and to != QUPATH else []
     notes += [SYNTHETIC] if model.data["synthetic"] else []
     notes += [] if model.finished else [f"Its training is {UNFINISHED}."]
@@ -87,9 +89,18 @@ def _check(folder: Path, to: str, mpp: float | None) -> None:
         raise UserError(f"The folder to write exists already. Expected a new name. Received: {folder}")
 
 
+def _own_mpp(model: TrainedModel, mpp: float | None) -> float | None:
+    """Return the micrometres per pixel of the training tiles' own files, which may be said once."""
+    if mpp is not None and model.mpp is not None and not math.isclose(mpp, model.mpp, rel_tol=1e-3):
+        raise UserError(
+            f"The checkpoint says another scale of its training tiles, {model.mpp:g} micrometres per pixel. Leave "
+            f"--mpp out. Received: --mpp {mpp:g}"
+        )
+    return model.mpp if mpp is None else mpp
+
+
 def _spacing(model: TrainedModel, mpp: float | None) -> float:
     """Return the micrometres per pixel of the network's input: a training tile's field of view over its side."""
-    mpp = model.mpp if mpp is None else mpp
     if mpp is None:
         raise UserError(
             "QuPath must know the scale of the training tiles, and the checkpoint does not say it. Expected --mpp 0.5, "
@@ -136,7 +147,8 @@ def _compare_two_logits(model: TrainedModel, file: Path, tiles: ParityTiles) -> 
     probability = Predictor(model, "cpu").probabilities(tiles.images)
     moved = to_probability(torch.logit(probability.double()) - logit_of(model.threshold))
     wanted = Answer(moved.numpy(), _labels(probability > model.threshold))
-    graph = torch.jit.load(file)
+    with quietly():
+        graph = torch.jit.load(file)
 
     @torch.inference_mode()
     def ask(images: Tensor) -> Answer:

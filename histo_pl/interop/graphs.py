@@ -49,7 +49,7 @@ def write_onnx(classifier: DeployedClassifier, facts: Mapping[str, Any], image_s
             f"An ONNX file cannot hold so many weights. Expected at most 2 GiB: use --to torch. "
             f"Received: {size:,} bytes"
         )
-    with _quietly():
+    with quietly():
         program = torch.onnx.export(
             classifier,
             (_example(image_size),),
@@ -76,7 +76,7 @@ def write_program(classifier: DeployedClassifier, facts: Mapping[str, Any], imag
         image_size: Side of the input in pixels.
         file: The .pt2 file to write.
     """
-    with _quietly():
+    with quietly():
         shapes = ({0: torch.export.Dim("batch")},)
         program = torch.export.export(classifier, (_example(image_size),), dynamic_shapes=shapes)
         torch.export.save(program, file, extra_files={FACTS_FILE: json.dumps(facts)})
@@ -90,7 +90,7 @@ def write_qupath(model: TrainedModel, spacing: float, folder: Path) -> None:
         spacing: Micrometres per pixel of the network's input, positive.
         folder: The folder to write into.
     """
-    with _quietly(), torch.no_grad(), full_precision():
+    with quietly(), torch.no_grad(), full_precision():
         traced = torch.jit.trace(TwoLogits(model).eval(), torch.rand(2, 3, model.image_size, model.image_size))
         torch.jit.save(traced, folder / "torchscript_model.pt")
     config = {
@@ -112,7 +112,7 @@ def _example(image_size: int) -> Tensor:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep the exporters' own warnings from the user: the parity test tells whether the graph is right."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

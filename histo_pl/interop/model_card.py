@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,43 @@ HUB_METRICS = {"auroc": "roc_auc", "accuracy": "accuracy", "f1": "f1", "brier": 
 DECISION = ("temperature", "threshold")  # that a results.json shares with the checkpoint that it is of
 
 
-def write_card(checkpoint: Path, model: TrainedModel, file: Path, export: str | None = None) -> None:
+@dataclass(frozen=True)
+class Exported:
+    """The export that a card lies beside.
+
+    Attributes:
+        kind: `onnx`, `torch` or `qupath`.
+        file: The model's file.
+        mpp: Micrometres per pixel of the training tiles' own files; None: unknown.
+        spacing: Micrometres per pixel of the network's input; None: not for QuPath.
+    """
+
+    kind: str
+    file: Path
+    mpp: float | None
+    spacing: float | None = None
+
+
+def write_card(checkpoint: Path, model: TrainedModel, file: Path, exported: Exported | None = None) -> None:
     """Write a model card in Markdown, with Hugging Face's metadata at its head.
 
     Args:
         checkpoint: A `best.ckpt`, or the folder of a cross-validation.
         model: The model of that checkpoint.
         file: The file to write.
-        export: The kind of export that it lies beside; None: none.
+        exported: The export that it lies beside; None: none.
     """
     with atomic_write_text(file) as stream:
-        stream.write(format_card(checkpoint, model, export))
+        stream.write(format_card(checkpoint, model, exported))
 
 
-def format_card(checkpoint: Path, model: TrainedModel, export: str | None = None) -> str:
+def format_card(checkpoint: Path, model: TrainedModel, exported: Exported | None = None) -> str:
     """Write a model card as a text, see `write_card`.
 
     Args:
         checkpoint: Its file or folder.
         model: The model of that checkpoint.
-        export: The kind of export that it lies beside; None: none.
+        exported: The export that it lies beside; None: none.
     """
     results = read_results(checkpoint, model)
     levels = None if results is None else Levels.of(results)
@@ -63,7 +81,10 @@ def format_card(checkpoint: Path, model: TrainedModel, export: str | None = None
         novelty=_novelties(model),
         hashes=_hashes(checkpoint),
         checklist=_checklist(model, results),
-        export=export,
+        export=exported and exported.kind,
+        exported={exported.file.name: hash_file(exported.file)} if exported else {},
+        spacing=exported and exported.spacing,
+        own_mpp=exported.mpp if exported else model.mpp,
         version=__version__,
     )
 
@@ -162,6 +183,7 @@ def _checklist(model: TrainedModel, results: Mapping[str, Any] | None) -> Sequen
     """List items of TRIPOD+AI (Collins et al., BMJ 2024;385:e078378), and what is known of each here."""
     parts = model.data.get("parts")
     cases = None if parts is None else [part["cases"] for part in parts.values()]
+    calibrated = "a calibrated" if model.finished else "an uncalibrated"
     known_cases = cases is not None and None not in cases
     checked = model.data.get("checked")
     data = "see Data"
@@ -175,11 +197,11 @@ def _checklist(model: TrainedModel, results: Mapping[str, Any] | None) -> Sequen
         ),
         ("9 Predictors", "the pixels of one tile"),
         ("10 Sample size", data if parts else UNKNOWN),
-        ("11 Missing data", f"unreadable and blank tiles: {json.dumps(checked)}" if checked else UNKNOWN),
+        ("11 Missing data", _describe_checked(checked) if checked else UNKNOWN),
         ("12 Analytical methods", "see Settings"),
         ("13 Class imbalance", data if parts else UNKNOWN),
         ("14 Fairness: age, sex, ethnicity, site", f"{UNKNOWN}: not recorded"),
-        ("15 Model output", "a calibrated probability of malignancy, and the threshold in Decision"),
+        ("15 Model output", f"{calibrated} probability of malignancy; the threshold is in Decision"),
         (
             "16 Training versus evaluation",
             f"{'split by patient' if known_cases else f'patients {UNKNOWN}: tiles of one may lie on both sides'}; the "
@@ -189,9 +211,19 @@ def _checklist(model: TrainedModel, results: Mapping[str, Any] | None) -> Sequen
         ("18 Open science: funding, protocol, registration", UNKNOWN),
         ("19 Patient and public involvement", UNKNOWN),
         ("20 Participants: numbers and demographics", f"{data}; demographics are {UNKNOWN}" if parts else UNKNOWN),
+        ("21 Model development: numbers for each step", data if parts else UNKNOWN),
         ("22 Model specification", "the checkpoint holds all weights; see Files"),
         ("23 Model performance", "see Results" if results else UNKNOWN),
-        ("24 Model updating", json.dumps(model.data.get("recalibrated_on") or "none")),
+        ("24 Model updating", _describe_updates(model)),
         ("26 Limitations", "see Intended use and limits"),
         ("27 Usability of the model in current care", "none: research software"),
     )
+
+
+def _describe_checked(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} tiles: {number}" for name, number in counts.items())
+
+
+def _describe_updates(model: TrainedModel) -> str:
+    updates = model.data.get("recalibrated_on") or ()
+    return "; ".join(f"recalibrated on {one['name']}" for one in updates) or "none"

@@ -57,15 +57,17 @@ def read_tiles(folder: Path | None, model: TrainedModel) -> ParityTiles:
         model: The model that they are for.
 
     Raises:
-        UserError: The folder holds no image, or one of them cannot be read.
+        UserError: There is no such folder, it holds no image, or one of them cannot be read.
     """
     if folder is None:
         names = [f"drawn tile {number}" for number in range(DRAWN)]
         images = [_draw(number, model) for number in range(DRAWN)]
         return ParityTiles(names, torch.stack(images), f"{DRAWN} tiles drawn by a program")
-    files = [file for file in find_files(folder) if is_image(file)] if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UserError(f"There is no such folder. Expected one of tiles to compare the export on. Received: {folder}")
+    files = [file for file in find_files(folder) if is_image(file)]
     if not files:
-        raise UserError(f"There is no tile to test the export on. Expected a folder of images. Received: {folder}")
+        raise UserError(f"This folder holds no image. Expected tiles to compare the export on. Received: {folder}")
     chosen = files[:: max(1, len(files) // MOST_TILES)][:MOST_TILES]
     images = [read_tile(file, model.image_size, model.resize) for file in chosen]
     return ParityTiles([str(file) for file in chosen], torch.stack(images), f"{len(chosen)} tiles of {folder}")

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 LATEST = "latest"
 RUN_FOLDERS = ("outputs", "multirun")
+EXPORTED_FILES = ("model.onnx", "model.pt2")  # in the folder of an export
 LIGHTNING_VERSION = "2.6.0"  # of the checkpoints whose structure is written here: Lightning asks for it
 UNCALIBRATED_TTA = (
     "tta=true is uncalibrated: temperature, threshold and band were chosen on single views. A training with "
@@ -27,7 +28,7 @@ UNCALIBRATED_TTA = (
 )
 CANNOT_TELL = (
     "This checkpoint cannot tell tiles unlike those of its training: it was made by an earlier version, converted from "
-    "Keras, or trained with novelty=false."
+    "Keras, trained with novelty=false, or its training is not finished."
 )
 SYNTHETIC = "Its training tiles were drawn by a program: it knows nothing of real tissue."
 UNFINISHED = "not finished: not calibrated, not tested"
@@ -216,8 +217,8 @@ def find_checkpoint(name: str | None) -> Path:
     """Resolve a checkpoint's name to its path.
 
     Args:
-        name: A file, a run's folder, the folder of a cross-validation, or `latest` for the newest run below outputs and
-            multirun that has finished; a newer one that has not is named in a warning.
+        name: A file, a run's or an export's folder, the folder of a cross-validation, or `latest` for the newest run
+            below outputs and multirun that has finished; a newer one that has not is named in a warning.
 
     Returns:
         The path; only for `latest` is it sure to exist.
@@ -231,8 +232,11 @@ def find_checkpoint(name: str | None) -> Path:
             "run here. Received: nothing"
         )
     if name != LATEST:
-        is_run = Path(name).is_dir() and not is_cross_validation(Path(name))
-        return Path(name, "best.ckpt") if is_run else Path(name)
+        folder = Path(name)
+        exported = [folder / file for file in EXPORTED_FILES if (folder / file).is_file()]
+        if exported:
+            return exported[0]
+        return folder / "best.ckpt" if folder.is_dir() and not is_cross_validation(folder) else folder
     runs = [file for folder in RUN_FOLDERS for file in Path(folder).glob("**/best.ckpt")]
     if not runs:
         raise UserError(

@@ -57,6 +57,7 @@ def read_contents(path: Path, expected: str = "best.ckpt") -> dict[str, Any]:
             f"{shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.ckpt')))}. Received: {path}"
         )
     refuse_exported(path)
+    _refuse_torchscript(path)
     try:
         contents = load_tensors(path)
     except _NO_CHECKPOINT as error:
@@ -126,6 +127,17 @@ def refuse_exported(path: Path) -> None:
             f"This is an exported model, which predict.py alone takes. Expected the checkpoint that it was made of. "
             f"Received: {path}"
         )
+
+
+def _refuse_torchscript(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any("/code/" in name for name in archive.namelist()):
+            raise UserError(
+                f"This is TorchScript, such as an export for QuPath, which holds neither threshold nor novelty. "
+                f"Expected the checkpoint that it was made of, or its export as ONNX. Received: {path}"
+            )
 
 
 def _check_version(metadata: Mapping[str, Any], path: str | Path) -> None:

@@ -27,7 +27,7 @@ from histo_pl.models.evidence import METHODS, method_for
 from histo_pl.overlays import color_limit, overlay_map, smooth_map
 from histo_pl.pages import render_page
 from histo_pl.serving.limits import Limits, RequestError
-from histo_pl.serving.schemas import FORM, NO_ANSWER, REFUSALS, Answers, Health, Row
+from histo_pl.serving.schemas import FORM, NO_ANSWER, OF_EVERY_REQUEST, REFUSALS, Answers, Health, Row
 from histo_pl.serving.security import Guard
 from histo_pl.serving.uploads import Upload, decode_uploads, read_uploads
 from histo_pl.serving.worker import Worker
@@ -76,7 +76,7 @@ def create_app(
     async def get_health() -> Health:
         return Health(status="ok")
 
-    @app.get("/api/model", summary="Facts of the model's card, and the limits of a request")
+    @app.get("/api/model", summary="Facts of the model's card, and the limits of a request", responses=OF_EVERY_REQUEST)
     async def get_model() -> dict[str, Any]:
         return service.facts
 

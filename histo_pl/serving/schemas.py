@@ -70,12 +70,15 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The form cannot be read, or holds no file.",
         401: "The token is missing or wrong.",
+        403: "Another site's page asks.",
         408: "The upload and its answer took too long.",
         413: "Too many files or bytes.",
+        421: "The server was called by another name than its own.",
         415: "The body is no multipart form.",
         429: "Too many requests wait: try again after the seconds of Retry-After.",
     }.items()
 }
+OF_EVERY_REQUEST: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (401, 403, 421)}
 NO_ANSWER: dict[int | str, dict[str, Any]] = {422: {"model": Answers, "description": "No file has an answer."}}
 FORM = {
     "requestBody": {

@@ -56,7 +56,9 @@ class Guard:
         host = headers.get("host", "").rsplit(":", 1)[0].strip("[]")
         if self.hosts and host not in self.hosts:
             return 421, "wrong_host", "This server answers under its local name alone."
-        if headers.get("sec-fetch-site") == "cross-site":
+        origin = headers.get("origin")
+        is_foreign = origin is not None and origin.partition("//")[2] != headers.get("host")
+        if is_foreign or headers.get("sec-fetch-site") == "cross-site":
             return 403, "cross_site", "Another site's page may not ask this server."
         given = headers.get("authorization", "").removeprefix("Bearer ").encode()
         if self.token and path.startswith("/api") and not hmac.compare_digest(given, self.token.encode()):

@@ -5,9 +5,10 @@ const EXPLAINS = {{ facts.evidence_map | tojson }};
 const ASKS_TOKEN = {{ asks_token | tojson }};
 const SLIDE = /\.(svs|ndpi|mrxs|scn|vms|vmu|bif|svslide|dcm)$/i;
 const PICTURE = /\.(bmp|jpe?g|png|tiff?|webp)$/i;
-const AT_ONCE = 8; // files a request
+const AT_ONCE = Math.min(8, LIMITS.files); // files a request
+const TRAINED_ON = {{ facts.trained_on | tojson }};
 const PARALLEL = 2; // requests under way
-const COLUMNS = ["file", "probability", "label", "error", "spread", "novelty", "note", "trained_on"];
+const COLUMNS = ["file", "probability", "label", "error", "trained_on", "spread", "novelty", "note"]; // as predict.py
 const $ = (id) => document.getElementById(id);
 let rows = []; // {file, name, answer, element, url}
 let queue = [];
@@ -29,6 +30,10 @@ function say(message) {
   $("messages").append(element("p", message, "error"));
 }
 
+function megabytes(bytes) {
+  return bytes < 1e6 ? `${(bytes / 1e3).toFixed(0)} kB` : `${(bytes / 1e6).toFixed(0)} MB`;
+}
+
 function report() {
   const done = rows.filter((row) => row.answer).length;
   const failed = rows.filter((row) => row.answer && row.answer.error).length;
@@ -36,7 +41,7 @@ function report() {
   $("progress").max = Math.max(rows.length, 1);
   $("progress").value = done;
   $("status").textContent = rows.length
-    ? `${done} of ${rows.length} images answered${failed ? `, ${failed} without an answer` : ""}.`
+    ? `${done} of ${rows.length} images done${failed ? `, ${failed} of them without an answer` : ""}.`
     : "No image yet.";
   $("csv").disabled = !done;
   $("clear").disabled = !rows.length;
@@ -61,7 +66,7 @@ function add(files) {
     rows.push(row);
     show(row);
     if (row.file.size > LIMITS.file_bytes)
-      settle(row, { error: `This file is too large: ${Math.round(row.file.size / 1e6)} MB. At most ${LIMITS.file_bytes / 1e6} MB are taken.` });
+      settle(row, { error: `This file is too large: ${megabytes(row.file.size)}. At most ${megabytes(LIMITS.file_bytes)} are taken.` });
     else queue.push(row);
   }
   report();
@@ -91,7 +96,7 @@ function show(row) {
 }
 
 function settle(row, answer) {
-  row.answer = { file: row.name, probability: null, label: null, novelty: null, note: null, ...answer };
+  row.answer = { file: row.name, probability: null, label: null, novelty: null, note: null, trained_on: TRAINED_ON, ...answer };
   if (!row.element.isConnected) return;
   const cells = row.element.cells;
   const { probability, label, novelty, note, error } = row.answer;
@@ -119,6 +124,12 @@ async function send(batch, explain) {
       await new Promise((resume) => setTimeout(resume, 1000 * (Number(response.headers.get("Retry-After")) || 1)));
       continue;
     }
+    if (response.status === 401) {
+      $("token").setAttribute("aria-invalid", "true");
+      $("token").focus();
+      throw new Error("The token is missing or wrong. Enter the one that you were given at the top, clear the table, and send the images again.");
+    }
+    $("token").removeAttribute("aria-invalid");
     const body = await response.json();
     if (body.predictions) return body.predictions;
     throw new Error(body.error ? body.error.message : `The server answered ${response.status}.`);

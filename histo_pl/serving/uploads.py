@@ -59,6 +59,9 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
             raise RequestError(
                 413, "too_many_files", f"A request may hold {limits.files} files. Send them in several requests."
             ) from error
+        if "Too many fields" in error.message:
+            message = f"A field holds text instead of a file. Expected files alone, with curl -F {FIELD}=@tile.png."
+            raise RequestError(400, "no_files", message) from error
         raise RequestError(400, "bad_form", f"The form cannot be read: {error.message}") from error
     try:
         uploads: list[Any] = [upload for name, upload in form.multi_items() if name == FIELD]

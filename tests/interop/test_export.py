@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from histo_pl import Predictor, UserError, load_model, save_model
+from histo_pl import Predictor, UserError, evaluate, load_model, save_model
 from histo_pl.__main__ import main
 from histo_pl.inference.run import predict
 from histo_pl.interop.export import export
@@ -134,6 +134,8 @@ def test_the_graph_of_qupath_decides_as_the_checkpoint(threshold: float, tmp_pat
     assert config["patch_size_pixels"] == 32 and config["class_names"] == ["benign", "malignant"]
     assert config["spacing_um_px"] == 0.5 * 40 / 32
     assert "novelty" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(UserError, match="This is TorchScript"):
+        load_model(tmp_path / "out" / "torchscript_model.pt")
 
 
 def test_predict_prints_the_same_table(
@@ -142,10 +144,10 @@ def test_predict_prints_the_same_table(
     draw_image(tmp_path / "tiles" / "a.png", size=(40, 30))
     draw_image(tmp_path / "tiles" / "b.jpg", seed=3, size=(32, 32))
     tables = []
-    for ckpt in (checkpoints["keras"], exported["onnx"]):
+    for ckpt in (checkpoints["keras"], exported["onnx"], exported["torch"].parent):
         assert predict(str(ckpt), str(tmp_path / "tiles"), device="cpu") == 0
         tables.append(capsys.readouterr().out)
-    assert tables[0] == tables[1] and "Unlike training" in tables[0]
+    assert tables[0] == tables[1] == tables[2] and "Unlike training" in tables[0]
 
 
 def test_views_are_averaged_as_the_checkpoint_averages_them(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -267,7 +269,13 @@ def test_what_an_export_cannot_do_is_said(exported: dict[str, Path], tmp_path: P
         Predictor(model).explain(images_of(1))
     with pytest.raises(UserError, match="on the processor"):
         Predictor(model, device="cuda")
-    for command in (["card", str(exported["onnx"])], ["export", str(exported["torch"]), str(tmp_path / "again")]):
+    with pytest.raises(UserError, match="exported model, which"):
+        evaluate(exported["onnx"], tmp_path)
+    for command in (
+        ["card", str(exported["onnx"])],
+        ["export", str(exported["torch"].parent), str(tmp_path / "again")],
+        ["robustness", str(exported["onnx"]), str(tmp_path)],
+    ):
         with pytest.raises(SystemExit, match="exported model, which"):
             main(command)
 
@@ -282,7 +290,8 @@ def test_what_an_export_cannot_do_is_said(exported: dict[str, Path], tmp_path: P
         ({}, {"mpp": 0.5}, "for QuPath alone"),
         ({}, {"to": "qupath", "mpp": -1.0}, "above 0"),
         ({}, {"to": "coreml"}, "onnx, torch, qupath"),
-        ({}, {"tiles": "nowhere"}, "no tile"),
+        ({}, {"tiles": "nowhere"}, "no such folder"),
+        ({}, {"to": "qupath", "mpp": 0.25}, "another scale"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_nothing_is_left(

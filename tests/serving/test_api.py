@@ -105,7 +105,7 @@ def test_files_without_an_answer_have_their_reason(client: TestClient) -> None:
         ({"files": form(*[b"x" * 90_000] * 4)}, 413, "request_too_large"),
         ({"content": iter([b"x"] * 3)}, 415, "no_form"),
         ({"files": [("other", ("a.png", b"x"))]}, 400, "no_files"),
-        ({"data": {"files": "text"}, "files": form(b"x")}, 400, "bad_form"),
+        ({"data": {"files": "text"}, "files": form(b"x")}, 400, "no_files"),
         ({"content": b"--x\r\n", "headers": {"content-type": "multipart/form-data"}}, 400, "bad_form"),
     ],
 )
@@ -149,7 +149,10 @@ def test_another_site_or_name_is_refused(client: TestClient, make_client: Callab
     local = make_client(hosts=("127.0.0.1", "localhost"))
     assert local.get("/health").status_code == 200
     assert local.get("/health", headers={"host": "evil.example:8000"}).json()["error"]["code"] == "wrong_host"
-    assert "access-control-allow-origin" not in local.get("/health", headers={"origin": "http://evil.example"}).headers
+    for origin in ("http://evil.example", "null"):
+        refused = local.get("/health", headers={"origin": origin})
+        assert refused.status_code == 403 and "access-control-allow-origin" not in refused.headers
+    assert local.get("/health", headers={"origin": "http://127.0.0.1:8000"}).status_code == 200
 
 
 def test_the_api_asks_for_its_token(make_client: Callable[..., TestClient]) -> None:

@@ -62,7 +62,9 @@ def drop(page: Any, files: list[Path]) -> None:
 
 
 def answered(page: Any, count: int) -> None:
-    page.wait_for_selector(f"#status:text-matches('^{count} of {count} ')")  # a function would need the page's eval
+    page.wait_for_selector(
+        f"#status:text-matches('^{count} of {count} images done')"
+    )  # a function would need the page's eval
 
 
 def test_tiles_are_answered_sorted_and_downloaded(page: Any, tiles: list[Path], trained: Path, tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def test_the_store_gives_back_what_it_took_and_stays_bounded(tmp_path: Path) -> 
     assert torch.equal(store.load("lite0", [("x", "plain")])["x", "plain"], kept)
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_store(tmp_path: Path) -> None:
     file = tmp_path / "store.sqlite"
     context = multiprocessing.get_context("spawn")

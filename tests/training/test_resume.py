@@ -22,7 +22,7 @@ Run = Callable[..., dict[str, Any]]
 @pytest.mark.parametrize(
     "options",
     [
-        ("data.num_workers=2",),
+        pytest.param(("data.num_workers=2",), marks=pytest.mark.slow),
         ("data.num_workers=1", "augment=stain", "data.balanced=true"),
         pytest.param(("model=efficientnet_b0", "model.weights=null"), marks=pytest.mark.slow),  # it drops layers
         pytest.param(

@@ -35,6 +35,7 @@ def test_a_seed_draws_the_same_tiles_and_another_seed_others(tmp_path: Path) -> 
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_processes_that_draw_at_once_make_one_whole_set(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         list(pool.map(draw, [tmp_path / "demo"] * 2))

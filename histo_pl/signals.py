@@ -4,18 +4,23 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from histo_pl.storage import discard_unfinished, remove_empty_folders
+from histo_pl.storage import discard_unfinished, is_first_process, remove_empty_folders
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+# SLURM's, some time before it ends a job (sbatch --signal=USR1@60): the job is requeued, and its line goes on.
+REQUEUES = (signal.SIGUSR1,) if os.name == "posix" else ()
+JOB = "SLURM_JOB_ID"  # in the environment of a job
 ENDS_WITH_PARENT = "HISTO_PL_ENDS_WITH_PARENT"  # in the environment of a program that another one started
 STARTED_BY = "HISTO_PL_PROCESS"  # in the environment: the last of these programs on the way to this one
 PR_SET_PDEATHSIG = 1  # Linux's prctl(2)
+LONGEST_REQUEST = 3.0  # seconds, to SLURM
 LONGEST_FAREWELL = 5.0  # seconds, where nobody reads the line
 HEAD_START = 2.0  # seconds that the first process of several has to speak, before the others go
 
@@ -52,7 +57,7 @@ def catch_stop_signals() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in STOPS:
+    for number in (*STOPS, *(REQUEUES if JOB in os.environ else ())):
         signal.signal(number, lambda *_: None)
     starter = os.environ.get(STARTED_BY)
     os.environ[STARTED_BY] = str(os.getpid())
@@ -78,14 +83,27 @@ def die_with_parent(*_: object) -> None:
 
 def _wait(reading: int) -> None:
     number = 0
-    while number not in STOPS:  # other signals with a handler come this way too
+    while number not in (*STOPS, *REQUEUES):  # other signals with a handler come this way too
         number = os.read(reading, 1)[0]
     _end(signal.Signals(number))
 
 
+def _requeue() -> str:
+    """Ask SLURM to start this job again, and say what it answered."""
+    job = os.environ[JOB]
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=LONGEST_REQUEST, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f". SLURM's job {job} could not be requeued ({error})"
+    answer = f"could not be requeued ({done.stderr.strip()})" if done.returncode else "is requeued"
+    return f". SLURM's job {job} {answer}."
+
+
 def _end(number: signal.Signals) -> None:
     status = 128 + number  # as a shell counts
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_process():
         time.sleep(HEAD_START)
         os._exit(status)
     giving_up = threading.Timer(LONGEST_FAREWELL, os._exit, (status,))
@@ -99,6 +117,8 @@ def _end(number: signal.Signals) -> None:
     words = "Nothing was written."
     with suppress(Exception):  # nothing may keep the process from ending
         words = _last_words() if _last_words is not None else words
+    if number in REQUEUES:
+        words += _requeue()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         print(f"\nStopped ({number.name}). {words}{_suffix}", file=sys.stderr, flush=True)

@@ -138,6 +138,11 @@ def hash_file(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_first_process() -> bool:
+    """Tell if this is the process of a distributed run that writes; of Lightning's, torchrun's and SLURM's numbers."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def new_folder(pattern: str) -> str:
     """Make a folder that nobody else has, numbered if the name is taken.
 
@@ -148,7 +153,7 @@ def new_folder(pattern: str) -> str:
         Its path. Where none can be made it does not exist, and the first to write into it will say why.
     """
     name = datetime.now().strftime(pattern)
-    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes: the first has made the run's folder
+    if not is_first_process():  # it has made the run's folder
         _made.append(Path(name))
         return name
     for path in (Path(name), *(Path(f"{name}-{number}") for number in range(2, 1000))):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -93,3 +94,10 @@ def test_every_space_is_of_keys_that_train_has(space: str) -> None:
         assert OmegaConf.select(config, key, throw_on_missing=True) is not None
         value = distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
         compose_config("train", *recipe, f"{key}={value}")
+
+
+def test_the_launcher_of_slurm_composes() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        launcher = compose("train", ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher") and launcher.timeout_min == 240

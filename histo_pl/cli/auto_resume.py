@@ -15,6 +15,7 @@ from histo_pl.cli.resume import OWN_FOLDER, leaves
 from histo_pl.errors import UserError
 from histo_pl.models.checkpoint import RUN_FOLDERS
 from histo_pl.models.contents import is_finished, read_contents
+from histo_pl.storage import is_first_process
 from histo_pl.training.run_folder import BEST, CONFIG, LAST
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def follow_auto(config: DictConfig) -> dict[str, Any] | None:
     if CHOSEN in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         config.run_dir, config.resume = json.loads(os.environ[CHOSEN])
         return None
-    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, which all choose for themselves
+    is_first = is_first_process()  # of torchrun's and SLURM's, which all choose for themselves
     found = Path(os.path.relpath(config.run_dir))
     if config.resume == AUTO:
         settings = _settings(config)

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
@@ -199,7 +200,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[L.Callback]) -> L.Train
             callbacks=[*configured, *callbacks],
             logger=instantiate(config.logger),
             default_root_dir=config.run_dir,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *_cluster()],
         )
     log.info("Device: %s, precision %s.", trainer.strategy.root_device, trainer.precision)
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -209,6 +210,11 @@ def make_trainer(config: DictConfig, callbacks: Sequence[L.Callback]) -> L.Train
             f"trainer.devices. Received: {trainer.world_size} processes"
         )
     return trainer
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Keep Lightning from requeueing by itself: it would write a second checkpoint, and `signals` does it already."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from histo_pl.cli.command_line import quote
+from histo_pl.cli.command_line import CONF, quote
 from histo_pl.cli.program import job_arguments
 from histo_pl.errors import UserError
 from histo_pl.signals import ENDS_WITH_PARENT
@@ -40,7 +40,8 @@ def run_in_own_process(run_dir: str) -> dict[str, Any]:
         UserError: It failed; its own words are the message.
     """
     folder = [f"run_dir={run_dir}", f"hydra.run.dir={quote(run_dir)}"]
-    command = [sys.executable, sys.argv[0], *job_arguments(), *folder]
+    program = CONF.with_name(f"{HydraConfig.get().job.name}.py")  # argv[0] may be submitit's
+    command = [sys.executable, str(program), *job_arguments(), *folder]
     environment = os.environ | {ENDS_WITH_PARENT: "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="backslashreplace")
     assert process.stderr is not None

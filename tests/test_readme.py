@@ -93,7 +93,7 @@ def test_resume_command() -> None:
         assert resume in ("outputs/DAY/TIME", "multirun/DAY/TIME", "auto", "own")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python predict.py") and "shard=" not in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python predict\.py (?!.*(shard|engine)=)", c)])
 def test_predict_commands(
     command: str, trained: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +142,12 @@ def test_shard_and_merge_commands(trained: Path, tiles: Path, tmp_path: Path, mo
     (merge,) = (shlex.split(c)[3:] for c in COMMANDS if c.startswith("python -m histo_pl merge"))
     main(merge)
     assert (tmp_path / "opinions" / "predictions.csv").read_text().count("\n") == 41
+
+
+def test_ray_command() -> None:
+    """It is run by tests/inference/test_ray.py: here, that the page spells it rightly."""
+    (line,) = (c for c in COMMANDS if "engine=" in c)
+    assert compose_config("predict", *arguments_of(line)).engine == "ray"
 
 
 def test_sweep_commands(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

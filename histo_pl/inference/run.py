@@ -1,8 +1,9 @@
 """Prediction of images: a table for a person, a file if asked, and a folder of maps for slides and evidence."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from histo_pl.tables import describe_some
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
 SLIDE_BATCH_SIZE = 8  # on a processor: reading bounds the speed, and less memory is flatter (docs/benchmarks.md)
+ENGINES = (None, "ray")
 EVIDENCE = "evidence"  # the folder of the tiles' maps
 TABLE = "predictions.csv"  # of the tiles beside slides
 
@@ -39,6 +41,7 @@ def predict(
     tta: bool = False,
     keep_freed_memory: bool = True,
     shard: str | None = None,
+    engine: str | None = None,
     command_line: CommandLine = lambda *_: None,
     **slide_options: Any,  # noqa: ANN401
 ) -> int:
@@ -58,6 +61,7 @@ def predict(
         keep_freed_memory: Keep freed memory for the next tensor, see `hardware.keep_freed_memory`.
         shard: One of several equal parts of the files, such as `3/16`; `out` is then a folder that all share, see
             `shards.merge`.
+        engine: None: this process; `ray`: the processes of a Ray cluster, or of this machine.
         command_line: Writes this run's command with some keys changed, for the message of a stopped run.
         **slide_options: The arguments of `SlideOptions.of`.
 
@@ -73,7 +77,10 @@ def predict(
     checkpoint, found = find_checkpoint(ckpt), find_images(img)
     names = dict(zip(found, names_of(found), strict=True))
     files = found if part is None else [file for file in found if part.holds(names[file])]
-    predictor = Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
+    if engine not in ENGINES:
+        raise UserError(f"engine is unknown. Expected null or ray. Received: engine={engine}")
+    make_predictor = partial(_make_predictor, checkpoint.absolute(), preprocess, device, batch_size, tta)
+    predictor = make_predictor()
     is_tiled = {file: options.is_tiled(file, predictor.model) for file in files}
     tiled, plain = ([file for file in files if is_tiled[file] is wanted] for wanted in (True, False))
     if tiled and batch_size is None and predictor.device == "cpu":
@@ -88,7 +95,7 @@ def predict(
     if folder and is_done(folder):
         print(f"{folder} is finished already.", file=sys.stderr)
         return 0
-    asked = _Asked(checkpoint, img, names, tiled, plain)
+    asked = _Asked(checkpoint, img, names, tiled, plain, make_predictor if engine else None)
     errors = _answer(predictor, asked, options, folder, Path(out) if out else None)
     for note in _notes(predictor, find_others(str(img))):
         print(note, file=sys.stderr)
@@ -109,6 +116,7 @@ class _Asked:
         names: Of all, for their folders, see `names_of`.
         tiled: Those that are cut into tiles.
         plain: Those that are one tile each.
+        by_ray: Makes the predictor of each of Ray's processes; None: this process answers.
     """
 
     checkpoint: Path
@@ -116,6 +124,7 @@ class _Asked:
     names: Mapping[Path, str]
     tiled: Sequence[Path]
     plain: Sequence[Path]
+    by_ray: Callable[[], Predictor] | None = None
 
     @property
     def is_single(self) -> bool:
@@ -127,7 +136,7 @@ def _answer(
     predictor: Predictor, asked: _Asked, options: SlideOptions, folder: Path | None, table: Path | None
 ) -> list[str]:
     """Answer for all images, print the tables, and write them; return the errors."""
-    predictions = list(predictor.predict(asked.plain)) if asked.plain else []
+    predictions = _predict(predictor, asked) if asked.plain else []
     errors = [p.error for p in predictions if p.error]
     if errors and asked.is_single:
         raise UserError(errors[0])
@@ -140,6 +149,31 @@ def _answer(
         errors += _predict_slides(predictor, asked, folder, options) if asked.tiled else []
         print(f"Everything is in {folder}{'; look at report.html' if asked.tiled else ''}.", file=sys.stderr)
     return errors
+
+
+def _make_predictor(
+    checkpoint: Path, preprocess: str | None, device: str, batch_size: int | None, tta: bool
+) -> Predictor:
+    return Predictor(_load(checkpoint, preprocess), device, batch_size, tta)
+
+
+def _predict(predictor: Predictor, asked: _Asked) -> list[Prediction]:
+    if asked.by_ray is None:
+        return list(predictor.predict(asked.plain))
+    from histo_pl.inference.ray_engine import predict_by_ray
+
+    return predict_by_ray(asked.by_ray, asked.plain)
+
+
+def _ask_slides(predictor: Predictor, asked: _Asked, folder: Path, options: SlideOptions) -> list[dict[str, Any]]:
+    from histo_pl.inference.slide_run import ask_or_fail, ask_slides
+
+    files = {file: asked.names[file] for file in asked.tiled}
+    if asked.by_ray is None:
+        return ask_slides(predictor, files, folder, options)
+    from histo_pl.inference.ray_engine import ask_slides_by_ray
+
+    return ask_slides_by_ray(asked.by_ray, partial(ask_or_fail, folder=folder.absolute(), options=options), files)
 
 
 def _open_folder(
@@ -225,9 +259,9 @@ def _write_evidence(
 def _predict_slides(predictor: Predictor, asked: _Asked, folder: Path, options: SlideOptions) -> list[str]:
     """Answer for slides, print their table and write the run's folder; return the errors."""
     from histo_pl.inference.slide_report import write_report  # they load matplotlib
-    from histo_pl.inference.slide_run import ask_slides, format_summaries, write_summaries
+    from histo_pl.inference.slide_run import format_summaries, write_summaries
 
-    summaries = ask_slides(predictor, {file: asked.names[file] for file in asked.tiled}, folder, options)
+    summaries = _ask_slides(predictor, asked, folder, options)
     errors = [one["error"] for one in summaries if one.get("error")]
     if errors and asked.is_single:
         forget_run(folder)

@@ -33,18 +33,37 @@ def ask_slides(
     """
     summaries = []
     for file, name in files.items():
-        finished = folder / name / SUMMARY
-        if finished.exists():
-            summaries.append(json.loads(finished.read_text(encoding="utf-8")))
-            _check_scale(summaries[-1]["mpp"], options.scale.said_of(file), file)
-            continue
-        try:
-            summaries.append(ask_slide(predictor, file, folder / name, name, options))
-        except UserError as error:
-            if len(files) > 1:
-                print(f"{name}: {str(error).partition('. ')[0]}.", file=sys.stderr)
-            summaries.append({"slide": name, "error": str(error)})
+        summaries.append(ask_or_fail(predictor, file, name, folder, options))
+        if len(files) > 1 and "error" in summaries[-1]:
+            print(f"{name}: {summaries[-1]['error'].partition('. ')[0]}.", file=sys.stderr)
     return summaries
+
+
+def ask_or_fail(predictor: Predictor, file: Path, name: str, folder: Path, options: SlideOptions) -> dict[str, Any]:
+    """Answer for one slide, or read the summary of one that is answered already.
+
+    Args:
+        predictor: Asks the model.
+        file: The slide.
+        name: Of its folder.
+        folder: The run's.
+        options: The settings of slides.
+
+    Returns:
+        Its summary; `slide` and `error`, if it cannot be read.
+
+    Raises:
+        UserError: It was answered at another scale.
+    """
+    finished = folder / name / SUMMARY
+    if finished.exists():
+        summary = json.loads(finished.read_text(encoding="utf-8"))
+        _check_scale(summary["mpp"], options.scale.said_of(file), file)
+        return summary
+    try:
+        return ask_slide(predictor, file, folder / name, name, options)
+    except UserError as error:
+        return {"slide": name, "error": str(error)}
 
 
 def _check_scale(before: float | None, said: float | None, file: Path) -> None:

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.conftest import ROOT, TINY, TINY_DEMO
 
@@ -44,9 +46,11 @@ LONGEST = 300  # seconds for a job
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Start SLURM, name it in the environment, and stop it."""
+    """Start SLURM, name it in the environment, and stop it; the suite's workers take turns, as its ports are fixed."""
     if os.geteuid() != 0 or not all(shutil.which(name) for name in PROGRAMS):
         pytest.skip("SLURM is not here, or this is not root: apt-get install slurm-wlm munge")
+    turn = FileLock(Path(tempfile.gettempdir(), "histo_pl-test-slurm.lock"))
+    turn.acquire()
     folder = tmp_path_factory.mktemp("slurm")
     for name in ("ctld", "d"):
         (folder / name).mkdir()
@@ -66,6 +70,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if started:
         subprocess.run(["pkill", "munged"], check=False)
     del os.environ["SLURM_CONF"]
+    turn.release()
 
 
 def ask(*command: str) -> str:

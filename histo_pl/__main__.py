@@ -125,7 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line without the program's name; None: `sys.argv`'s.
     """
     parser = _parser()
-    options = vars(parser.parse_args(arguments))
+    found, rest = parser.parse_known_args(arguments)
+    options = vars(found)
+    if "arguments" in options and not any(one.startswith("-") for one in rest):
+        options["arguments"] += rest  # argparse takes none that follow an option
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     run = options.pop("run", None)
     if run is None:
         parser.print_help()

@@ -114,6 +114,7 @@ def test_predict_commands(
     assert Path("predictions").is_dir() == (config["out"] is None and (shows_slides or config["explain"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py") and "crossval" in c])
 def test_cross_validation_commands(command: str, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two folds' runs; that one command does them all is tested in tests/evaluation."""
@@ -182,6 +183,7 @@ def test_convert_commands(trained: Path, tmp_path: Path) -> None:
     assert predict(str(tmp_path / there[2]), str(draw_image(tmp_path / "tile.png"))) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c.startswith(("python -m histo_pl export", "python -m histo_pl card"))]
 )
@@ -195,6 +197,7 @@ def test_export_and_card_commands(
     assert told.startswith("---\nlibrary_name") if arguments[0] == "card" else Path(arguments[2], "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_serve_commands(trained: Path, tmp_path: Path) -> None:
     """Each is started as it stands, on a free port; curl asks the first."""
     (ask,) = (line for line in LINES if line.startswith("curl"))

@@ -105,6 +105,7 @@ def test_a_killed_study_is_ended_by_two_processes(arguments: list[str], space: P
 
     first = start()
     while len(list((tmp_path / "study" / "trials").glob("*/results.json"))) < 4:
+        assert first.poll() is None
         time.sleep(0.1)
     first.send_signal(signal.SIGKILL)
     first.wait()

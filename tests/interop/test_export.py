@@ -150,6 +150,7 @@ def test_predict_prints_the_same_table(
     assert tables[0] == tables[1] == tables[2] and "Unlike training" in tables[0]
 
 
+@pytest.mark.slow
 def test_views_are_averaged_as_the_checkpoint_averages_them(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     tta = {"temperature": 2.0, "threshold": 0.4, "rule": "youden", "refer": None}
     model = replace(load_model(checkpoints["keras"]), decision_tta=tta)

@@ -75,6 +75,7 @@ def test_a_run_that_lacks_only_its_test_is_finished_by_a_resume(run_training: Ru
     assert load_model(tmp_path / "whole" / "best.ckpt").finished
 
 
+@pytest.mark.slow
 def test_a_resumed_probe_computes_no_feature(run_training: Run, tmp_path: Path) -> None:
     options = ("experiment=linear_probe", "data.image_size=32", "trainer.accelerator=cpu", "embeddings.views=1")
     store = f"embeddings.store.file={tmp_path / 'store.sqlite'}"

@@ -80,7 +80,7 @@ def ask(*command: str) -> str:
 def wait_until(done: object, seconds: float = LONGEST) -> None:
     end = time.monotonic() + seconds
     while not done():  # type: ignore[operator]
-        assert time.monotonic() < end, ask("squeue")
+        assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.5)
 
 
@@ -88,7 +88,8 @@ def submit(folder: Path, *arguments: str, tasks: int = 1) -> str:
     """Submit the recipe of docs/clusters.md, and return the job's number."""
     line = " ".join(arguments)
     (folder / "job.sh").write_text(
-        f"#!/bin/bash\n#SBATCH --requeue --open-mode=append --signal=USR1@60 --output=log.txt --ntasks={tasks}\n"
+        f"#!/bin/bash\n#SBATCH --requeue --open-mode=append --signal=USR1@60 --output=log.txt\n"
+        f"#SBATCH --ntasks-per-node={tasks}\n"
         f"srun {sys.executable} {ROOT / 'train.py'} {line}\n"
     )
     return subprocess.check_output(["sbatch", "--parsable", "job.sh"], cwd=folder, text=True).strip()
@@ -112,7 +113,8 @@ def test_a_job_that_is_told_to_stop_is_requeued_and_ends_by_itself(slurm: None, 
 def test_two_processes_of_a_job_write_one_folder(slurm: None, tmp_path: Path) -> None:
     options = [*OPTIONS, *QUIET, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
     job = submit(tmp_path, *options, "resume=auto", tasks=2)
-    wait_until(lambda: "COMPLETED" in ask("scontrol", "show", "job", job))
+    wait_until(lambda: any(end in ask("scontrol", "show", "job", job) for end in ("COMPLETED", "FAILED")))
+    assert "COMPLETED" in ask("scontrol", "show", "job", job), (tmp_path / "log.txt").read_text()
     (file,) = (tmp_path / "outputs").glob("*/*/results.json")
     results = json.loads(file.read_text())
     assert results["run"]["processes"] == 2

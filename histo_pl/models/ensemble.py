@@ -15,6 +15,7 @@ from histo_pl.models.exported import is_exported, load_exported
 from histo_pl.models.novelty import Novelty, answer, features_of, logits_of
 from histo_pl.probability import to_probability
 
+LEAST = 1e-12  # of a mean probability, whose logit is finite
 ALIKE = ("image_size", "resize", "model_config")  # attributes that all folds' models share
 
 
@@ -86,7 +87,8 @@ def join_folds(logits: Tensor) -> Tensor:
     Returns:
         Of shape (B,).
     """
-    return torch.logit(to_probability(logits).mean(0), eps=1e-12)
+    mean = to_probability(logits).mean(0).clamp(LEAST, 1 - LEAST)
+    return (mean / (1 - mean)).log()  # not torch.logit: ONNX would name it as the output of an exported model
 
 
 def _share_encoder(networks: Sequence[nn.Module]) -> bool:

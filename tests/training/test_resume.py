@@ -62,6 +62,7 @@ def stop_after(epochs: int, run_training: Run, tmp_path: Path, *options: str) ->
         run_training(*options, folder="stopped")
 
 
+@pytest.mark.slow
 def test_a_run_that_lacks_only_its_test_is_finished_by_a_resume(run_training: Run, tmp_path: Path) -> None:
     """Early stopping had ended the training: no further epoch is trained."""
     options = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optim.lr=0", "trainer.max_epochs=5")

@@ -173,6 +173,7 @@ def test_a_tiny_run_can_learn_a_batch_by_heart(run_training: Run, tmp_path: Path
     assert losses[-1] < losses[0] / 2  # both classes are in the batch: a constant stays at ln 2
 
 
+@pytest.mark.slow
 def test_program_goes_on_after_a_failing_job_of_a_sweep(tmp_path: Path, demo_root: Path) -> None:
     options = ["-m", "optim.lr=1e-3,-1,1e-4", *TINY, *TINY_DEMO, f"data.root={demo_root}"]
     command = [sys.executable, str(ROOT / "train.py"), *options]

@@ -76,9 +76,7 @@ def evaluate(
         UserError: The checkpoint, the data or an argument is not as expected.
     """
     _check(split, seen_cases, run_dir)
-    file = find_checkpoint(str(checkpoint))
-    refuse_exported(file)
-    model = load_model(file)
+    file, model = _load(checkpoint)
     data = _set_up(model, split, lambda **options: open_data(root, **(options | data_options)))
     _announce(file, model, data, tta)
     folder = Path(os.path.relpath(run_dir or new_folder("evaluations/%Y-%m-%d/%H-%M-%S")))
@@ -112,6 +110,12 @@ def evaluate(
     write_report(folder, _report(data, model, unseen, rule, results, settings, explained))
     _log(results, partly_seen=len(unseen) < len(tested))
     return results
+
+
+def _load(checkpoint: str | Path) -> tuple[Path, TrainedModel]:
+    file = find_checkpoint(str(checkpoint))
+    refuse_exported(file)
+    return file, load_model(file)
 
 
 def _check(split: str, seen_cases: str, run_dir: str | Path | None) -> None:

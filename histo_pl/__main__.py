@@ -213,13 +213,9 @@ def _add_card(commands: Any) -> None:  # noqa: ANN401
 
 def _card(checkpoint: str) -> str:
     from histo_pl.interop.model_card import format_card
-    from histo_pl.models.checkpoint import find_checkpoint
-    from histo_pl.models.contents import refuse_exported
-    from histo_pl.models.ensemble import load_model
+    from histo_pl.models.ensemble import load_original
 
-    path = find_checkpoint(checkpoint)
-    refuse_exported(path)
-    return format_card(path, load_model(path)).rstrip()
+    return format_card(*load_original(checkpoint)).rstrip()
 
 
 def _add_export(commands: Any) -> None:  # noqa: ANN401

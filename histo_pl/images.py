@@ -182,7 +182,7 @@ def read_format(path: str | Path) -> tuple[str, str]:
         return str(image.format), "" if dpi is None else f"{round(float(dpi[0]))}"
 
 
-def read_tile(path: str | Path, size: int, resize: str = RESIZE) -> Tensor:
+def read_tile(path: str | Path, size: int, resize: str = RESIZE, content: bytes | None = None) -> Tensor:
     """Read an image file at the size of a network's input.
 
     The whole picture is squeezed into a square. One that has this size already keeps its pixels.
@@ -191,6 +191,7 @@ def read_tile(path: str | Path, size: int, resize: str = RESIZE) -> Tensor:
         path: The file.
         size: Side of the square in pixels.
         resize: One of `RESIZES`.
+        content: The file's bytes, if they are known; the path then only names it in errors.
 
     Returns:
         uint8 tensor of shape (3, size, size), RGB in [0, 255].
@@ -198,25 +199,7 @@ def read_tile(path: str | Path, size: int, resize: str = RESIZE) -> Tensor:
     Raises:
         ImageError: As `read_rgb`.
     """
-    return _squeeze(_open_rgb(path), size, resize)
-
-
-def decode_tile(content: bytes, name: str, size: int, resize: str = RESIZE) -> Tensor:
-    """Decode the bytes of an image file at the size of a network's input, as `read_tile` does a file's.
-
-    Args:
-        content: The bytes.
-        name: The file's name, for errors.
-        size: Side of the square in pixels.
-        resize: One of `RESIZES`.
-
-    Returns:
-        uint8 tensor of shape (3, size, size), RGB in [0, 255].
-
-    Raises:
-        ImageError: As `read_rgb`.
-    """
-    return _squeeze(_open_rgb(name, content), size, resize)
+    return _squeeze(_open_rgb(path, content), size, resize)
 
 
 def squeeze_pixels(pixels: NDArray[np.uint8], size: int, resize: str = RESIZE) -> Tensor:

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
+
 from histo_pl.errors import UserError, WriteError
 
 _made: list[Path] = []  # the folders of `new_folder`
@@ -136,6 +138,16 @@ def hash_file(file: Path) -> str:
     """Return the SHA-256 of a file's content, as 64 hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def try_lock(file: Path) -> FileLock | None:
+    """Lock a file for this process alone; None where another one holds it."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
 
 
 def is_first_process() -> bool:

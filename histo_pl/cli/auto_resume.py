@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from histo_pl.cli.resume import OWN_FOLDER, leaves
 from histo_pl.errors import UserError
 from histo_pl.models.checkpoint import RUN_FOLDERS
 from histo_pl.models.contents import is_finished, read_contents
-from histo_pl.storage import is_first_process
-from histo_pl.training.run_folder import BEST, CONFIG, LAST
+from histo_pl.storage import is_first_process, try_lock
+from histo_pl.training.run_folder import BEST, CONFIG, LAST, RESULTS_FILE, read_results
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def follow_auto(config: DictConfig) -> dict[str, Any] | None:
         found = _newest(config, settings)
     if found is not None and has_finished(found):
         log.info("Finished already: %s. Nothing is left to do.", found)
-        return json.loads((found / "results.json").read_text(encoding="utf-8"))
+        return read_results(found)
     config.resume = None
     if found is not None:
         config.run_dir = str(found)
@@ -80,14 +80,12 @@ def _lock(settings: dict[str, Any]) -> None:
     name = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
     file = Path(RUN_FOLDERS[0], f".auto-{name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = try_lock(file)
+    if lock is None:
         raise UserError(
             f"A run with the same settings is at work. Wait for it, or start another without resume=auto. "
             f"Received: resume=auto, and {file} is locked"
-        ) from None
+        )
     _held.append(lock)
 
 
@@ -111,7 +109,7 @@ def _configurations(run_dir: Path) -> Iterator[Path]:
 def has_finished(folder: Path) -> bool:
     """Return whether a folder holds a run that is calibrated and tested."""
     best = folder / BEST
-    return best.is_file() and (folder / "results.json").is_file() and is_finished(read_contents(best))
+    return best.is_file() and (folder / RESULTS_FILE).is_file() and is_finished(read_contents(best))
 
 
 def checkpoint_to_resume(folder: Path) -> str | None:

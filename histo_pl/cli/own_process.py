@@ -1,6 +1,5 @@
 """Jobs of a sweep that use several devices: each is a command of its own, which Lightning repeats on each device."""
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from histo_pl.cli.command_line import CONF, quote
 from histo_pl.cli.program import job_arguments
 from histo_pl.errors import UserError
 from histo_pl.signals import ENDS_WITH_PARENT
+from histo_pl.training.run_folder import read_results
 
 SINGLE = (1, "1", "auto")  # trainer.devices of one process, where the strategy is auto
 LAST_LINES = 20  # of what a failed process said
@@ -52,4 +52,4 @@ def run_in_own_process(run_dir: str) -> dict[str, Any]:
     if process.wait():
         errors = [line for line in said if line.startswith("Error: ")]
         raise UserError(errors[-1].removeprefix("Error: ") if errors else " ".join(said)[-500:])
-    return json.loads(Path(run_dir, "results.json").read_text(encoding="utf-8"))
+    return read_results(Path(run_dir))

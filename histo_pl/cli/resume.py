@@ -10,6 +10,7 @@ from histo_pl.cli.command_line import quote
 from histo_pl.errors import UserError
 from histo_pl.training.run_folder import BEST, CONFIG, LAST
 
+MULTIRUN = ("-m", "--multirun")
 SWEEP = "multirun.yaml"  # Hydra's, in a sweep's folder
 OWN_FOLDER = "own"  # resume=own: go on in run_dir, if a run there has not finished
 IN_CHECKPOINT = ("optim.", "scheduler.")  # settings that the optimizer's state in the checkpoint brings along
@@ -50,12 +51,13 @@ def go_on_with_sweep(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: Other arguments are given too, or the folder is no sweep's.
     """
-    named = [argument for argument in arguments if argument.startswith("resume=")]
-    others = [argument for argument in arguments if argument not in (*named, "-m", "--multirun")]
-    if len(arguments) == len(others) + len(named) or not named or not Path(named[0].removeprefix("resume=")).is_dir():
+    others = [argument for argument in arguments if argument not in MULTIRUN]
+    named = [Path(one.removeprefix("resume=")) for one in others if one.startswith("resume=")]
+    is_multirun = len(others) < len(arguments)
+    if not is_multirun or not named or not named[0].is_dir():
         return list(arguments)
-    folder = Path(named[0].removeprefix("resume="))
-    if others or not (folder / SWEEP).is_file():
+    folder = named[0]
+    if len(others) > 1 or not (folder / SWEEP).is_file():
         raise UserError(
             f"A sweep goes on with its own settings. Expected no more than -m resume=multirun/DAY/TIME, a folder with "
             f"{SWEEP}. Received: {' '.join(arguments)}"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
@@ -19,8 +19,9 @@ from histo_pl.cli.build import training_arguments
 from histo_pl.cli.command_line import CONF, quote_literals
 from histo_pl.errors import UserError
 from histo_pl.evaluation.plots import save
-from histo_pl.storage import atomic_write_text
+from histo_pl.storage import atomic_write_text, try_lock
 from histo_pl.training.run import run_training
+from histo_pl.training.run_folder import read_results
 
 OBJECTIVE = "val/auroc"  # of the validation tiles: the test has no part in a choice
 JOURNAL, TABLE, LINE = "journal.log", "trials.csv", "arguments.json"
@@ -176,12 +177,15 @@ def _next_trial(
     with FileLock(folder / ".lock"):
         known = study.get_trials(deepcopy=False)
         for one in known:
-            if one.state == optuna.trial.TrialState.RUNNING and (held := _try_lock(folder, one.number)) is not None:
+            if (
+                one.state == optuna.trial.TrialState.RUNNING
+                and (held := try_lock(_lock_of(folder, one.number))) is not None
+            ):
                 trial = optuna.trial.Trial(study, one._trial_id)
                 break
         if trial is None and len(known) < trials:
             trial = study.ask(dict(distributions))
-            held = _try_lock(folder, trial.number)
+            held = try_lock(_lock_of(folder, trial.number))
     try:
         yield trial
     finally:
@@ -189,13 +193,8 @@ def _next_trial(
             held.release()
 
 
-def _try_lock(folder: Path, number: int) -> FileLock | None:
-    lock = FileLock(folder / f".trial-{number}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    return lock
+def _lock_of(folder: Path, number: int) -> Path:
+    return folder / f".trial-{number}.lock"
 
 
 def _run(study: Any, trial: Any, folder: Path, arguments: Sequence[str], optuna: Any) -> None:  # noqa: ANN401
@@ -216,11 +215,11 @@ def _run(study: Any, trial: Any, folder: Path, arguments: Sequence[str], optuna:
 
 def _objective(trial: Any, folder: Path, arguments: Sequence[str], pruned: type[Exception]) -> float:  # noqa: ANN401
     typed = [*arguments, *(f"{key}={value}" for key, value in trial.params.items())]
-    folds = _compose([*typed, f"run_dir={folder}"]).data.get("folds")
-    if folds is None:
-        return _train(_compose([*typed, f"run_dir={folder}"]), [Pruning(trial, pruned)])
+    whole = _compose([*typed, f"run_dir={folder}"])
+    if whole.data.get("folds") is None:
+        return _train(whole, [Pruning(trial, pruned)])
     values = []
-    for fold in range(folds):
+    for fold in range(whole.data.folds):
         config = _compose([*typed, f"data.fold={fold}", f"run_dir={folder / str(fold)}"])
         values.append(_train(config, []))
         trial.report(sum(values) / len(values), fold)
@@ -238,7 +237,7 @@ def _train(config: DictConfig, callbacks: Sequence[Callback]) -> float:
     """Train, or go on, or read what a finished run found; return the validation AUROC of the kept weights."""
     folder = Path(config.run_dir)
     if has_finished(folder):
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = read_results(folder)
     else:
         config.resume = checkpoint_to_resume(folder)
         built = training_arguments(config)

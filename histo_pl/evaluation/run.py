@@ -27,9 +27,8 @@ from histo_pl.evaluation.results import (
 )
 from histo_pl.evaluation.seen import KEEP, SKIP, find_seen
 from histo_pl.inference import Predictor
-from histo_pl.models.checkpoint import CANNOT_TELL, UNCALIBRATED_TTA, UNFINISHED, TrainedModel, find_checkpoint
-from histo_pl.models.contents import refuse_exported
-from histo_pl.models.ensemble import load_model
+from histo_pl.models.checkpoint import CANNOT_TELL, UNCALIBRATED_TTA, UNFINISHED, TrainedModel
+from histo_pl.models.ensemble import load_original
 from histo_pl.models.evidence import method_for
 from histo_pl.models.scale import describe_other_scale
 from histo_pl.storage import new_folder, refuse_results
@@ -76,7 +75,7 @@ def evaluate(
         UserError: The checkpoint, the data or an argument is not as expected.
     """
     _check(split, seen_cases, run_dir)
-    file, model = _load(checkpoint)
+    file, model = load_original(checkpoint)
     data = _set_up(model, split, lambda **options: open_data(root, **(options | data_options)))
     _announce(file, model, data, tta)
     folder = Path(os.path.relpath(run_dir or new_folder("evaluations/%Y-%m-%d/%H-%M-%S")))
@@ -110,12 +109,6 @@ def evaluate(
     write_report(folder, _report(data, model, unseen, rule, results, settings, explained))
     _log(results, partly_seen=len(unseen) < len(tested))
     return results
-
-
-def _load(checkpoint: str | Path) -> tuple[Path, TrainedModel]:
-    file = find_checkpoint(str(checkpoint))
-    refuse_exported(file)
-    return file, load_model(file)
 
 
 def _check(split: str, seen_cases: str, run_dir: str | Path | None) -> None:

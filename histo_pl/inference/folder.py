@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from histo_pl.errors import UserError
-from histo_pl.models.checkpoint import files_of_checkpoint
+from histo_pl.models.checkpoint import hashes_of_checkpoint
 from histo_pl.signals import CommandLine, set_stop_message
-from histo_pl.storage import atomic_write_text, hash_file, new_folder, refuse_results
+from histo_pl.storage import atomic_write_text, new_folder, refuse_results
 
 RUN = "run.json"
 RESULTS = ("report.html", "slides.csv", "predictions.csv")  # of a run
@@ -53,7 +53,7 @@ def forget_run(folder: Path) -> None:
 
 
 def _fingerprint(checkpoint: Path) -> str:
-    return ",".join(hash_file(file) for file in files_of_checkpoint(checkpoint).values())
+    return ",".join(hashes_of_checkpoint(checkpoint).values())
 
 
 def _read_run(file: Path) -> dict[str, Any]:

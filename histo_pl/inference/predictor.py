@@ -124,9 +124,7 @@ class Predictor:
     @property
     def tells_novelty(self) -> bool:
         """True if the model can tell a tile unlike those of its training."""
-        if isinstance(self.network, FoldEnsemble | ExportedNetwork):
-            return self.network.tells_novelty
-        return self.novelty is not None
+        return self.model.tells_novelty
 
     @torch.inference_mode()
     def answers(self, images: Tensor) -> Answers:

@@ -98,10 +98,9 @@ class SlideOptions:
         if self.tile is not None:
             width, height = self.own_size(model)
             return size[0] > self.tile or size[1] > self.tile * height / width
-        own = model.tile_size
-        if own is None:
+        if model.tile_size is None:
             return self.scale.said_of(file) is not None or self.mpp_tile is not None
-        return any(side > LARGE * of_tile for side, of_tile in zip(size, own, strict=True))
+        return is_large(size, model.tile_size)
 
     def tile_width(self, file: Path, mpp: float | None, model: TrainedModel, *, is_pyramid: bool) -> float:
         """Return the width of a tile in pixels at full resolution.
@@ -137,6 +136,16 @@ class SlideOptions:
         A slide's scale is its own: it may be given later for those that lacked it.
         """
         return {"tile": self.tile, "overlap": self.overlap, "mpp_tile": self.mpp_tile, "explain": self.explain}
+
+
+def is_large(size: tuple[int, int], tile: tuple[int, int]) -> bool:
+    """Tell whether a plain image is too large to be one tile.
+
+    Args:
+        size: Its width and height in pixels.
+        tile: Those of the training tiles.
+    """
+    return any(side > LARGE * of_tile for side, of_tile in zip(size, tile, strict=True))
 
 
 def _size_of(file: Path) -> tuple[int, int] | None:

@@ -31,10 +31,9 @@ class DeployedClassifier(nn.Module):
         self.novelty = model.novelty
         self.temperature = model.temperature
         ensemble = model.network if isinstance(model.network, FoldEnsemble) else None
-        tells_novelty = model.novelty is not None if ensemble is None else ensemble.tells_novelty
         self.outputs = (
             *(PROBABILITY, LOGIT),
-            *([NOVELTY] if tells_novelty else []),
+            *([NOVELTY] if model.tells_novelty else []),
             *([] if ensemble is None else [FOLD_LOGITS]),
         )
 

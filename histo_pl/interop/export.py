@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +18,9 @@ from histo_pl.interop.deployed import DeployedClassifier, logit_of
 from histo_pl.interop.graphs import quietly, write_onnx, write_program, write_qupath
 from histo_pl.interop.model_card import Exported, write_card
 from histo_pl.interop.parity import Answer, ParityTiles, compare, read_tiles
-from histo_pl.models.checkpoint import (
-    CANNOT_TELL,
-    SYNTHETIC,
-    UNFINISHED,
-    TrainedModel,
-    files_of_checkpoint,
-    find_checkpoint,
-)
-from histo_pl.models.contents import refuse_exported
-from histo_pl.models.ensemble import load_model
-from histo_pl.models.exported import NOVELTY, facts_of, load_exported
+from histo_pl.models.checkpoint import CANNOT_TELL, SYNTHETIC, UNFINISHED, TrainedModel, hashes_of_checkpoint
+from histo_pl.models.ensemble import load_original
+from histo_pl.models.exported import facts_of, load_exported
 from histo_pl.probability import BENIGN, MALIGNANT, to_probability
 from histo_pl.storage import atomic_directory
 
@@ -55,11 +48,10 @@ def export(
         UserError: An argument is not as expected, the model cannot be exported, a package is missing, or the export
             does not answer as the checkpoint: nothing is written then.
     """
-    path, folder = find_checkpoint(str(checkpoint)), Path(out)
+    folder = Path(out)
     _check(folder, to, mpp)
-    refuse_exported(path)
-    model = load_model(path)
-    outputs = DeployedClassifier(model).outputs
+    path, model = load_original(checkpoint)
+    classifier = DeployedClassifier(model).eval()
     mpp = _own_mpp(model, mpp)
     spacing = _spacing(model, mpp) if to == QUPATH else None
     test_tiles = read_tiles(None if tiles is None else Path(tiles), model)
@@ -68,10 +60,11 @@ def export(
             write_qupath(model, spacing, unfinished)
             found = _compare_two_logits(model, unfinished / FILES[QUPATH], test_tiles)
         else:
-            _write_graph(model, path, to, unfinished)
+            facts = facts_of(model, hashes_of_checkpoint(path), classifier.outputs)
+            _write_graph(classifier, facts, model.image_size, to, unfinished)
             found = _compare_graph(model, unfinished / FILES[to], test_tiles)
         write_card(path, model, unfinished / "README.md", Exported(to, unfinished / FILES[to], mpp, spacing))
-    notes = [CANNOT_TELL] if NOVELTY not in outputs and to != QUPATH else []
+    notes = [] if model.tells_novelty or to == QUPATH else [CANNOT_TELL]
     notes += [SYNTHETIC] if model.data["synthetic"] else []
     notes += [] if model.finished else [f"Its training is {UNFINISHED}."]
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
@@ -120,13 +113,13 @@ def _spacing(model: TrainedModel, mpp: float | None) -> float:
     return width * mpp / model.image_size
 
 
-def _write_graph(model: TrainedModel, checkpoint: Path, to: str, folder: Path) -> None:
-    classifier = DeployedClassifier(model).eval()
-    facts = facts_of(model, files_of_checkpoint(checkpoint), classifier.outputs)
+def _write_graph(
+    classifier: DeployedClassifier, facts: Mapping[str, Any], image_size: int, to: str, folder: Path
+) -> None:
     if to == PROGRAM:
-        write_program(classifier, facts, model.image_size, folder / FILES[to])
+        write_program(classifier, facts, image_size, folder / FILES[to])
         return
-    write_onnx(classifier, facts, model.image_size, folder / FILES[to])
+    write_onnx(classifier, facts, image_size, folder / FILES[to])
     (folder / "example.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from histo_pl.errors import UserError
 from histo_pl.evaluation.levels import Levels
 from histo_pl.evaluation.metrics import NAMES
 from histo_pl.evaluation.predictions import format_estimate
-from histo_pl.models.checkpoint import TrainedModel, files_of_checkpoint, is_cross_validation
+from histo_pl.models.checkpoint import TrainedModel, hashes_of_checkpoint, is_cross_validation
 from histo_pl.models.ensemble import FoldEnsemble
 from histo_pl.storage import atomic_write_text, hash_file
 
@@ -79,7 +79,7 @@ def format_card(checkpoint: Path, model: TrainedModel, exported: Exported | None
         metrics=() if levels is None else _metrics(levels, results or {}),
         hub_metrics=() if levels is None else _hub_metrics(levels),
         novelty=_novelties(model),
-        hashes=_hashes(checkpoint),
+        hashes=hashes_of_checkpoint(checkpoint),
         checklist=_checklist(model, results),
         export=exported and exported.kind,
         exported={exported.file.name: hash_file(exported.file)} if exported else {},
@@ -132,7 +132,7 @@ def facts_of_card(checkpoint: Path, model: TrainedModel) -> dict[str, Any]:
         "temperature": model.temperature,
         "refer": model.refer and list(model.refer),
         "parts": model.data.get("parts"),
-        "checkpoints": _hashes(checkpoint),
+        "checkpoints": hashes_of_checkpoint(checkpoint),
         "results": levels and {"of": levels.name, "by_tile": dict(levels.tiles), "by_case": levels.cases},
         "colour_only": results and results.get("colour_only"),
         "histo_pl": __version__,
@@ -146,10 +146,6 @@ def _read_json(file: Path) -> Any:  # noqa: ANN401
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"These results are damaged ({error}). Expected a whole file. Received: {file}") from error
-
-
-def _hashes(checkpoint: Path) -> dict[str, str]:
-    return {name: hash_file(file) for name, file in files_of_checkpoint(checkpoint).items()}
 
 
 def _cell(value: object) -> str:

@@ -14,7 +14,7 @@ from histo_pl.images import RESIZES
 from histo_pl.models.contents import PREFIX, is_finished, network_state, read_contents, read_metadata
 from histo_pl.models.network import FORMAT_VERSION, build_network
 from histo_pl.models.novelty import Novelty, novelty_from
-from histo_pl.storage import load_tensors, save_tensors
+from histo_pl.storage import hash_file, load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,11 @@ class TrainedModel:
         """Median width and height of the training tiles' own files in pixels; None of an older checkpoint."""
         size = self.data.get("tile_size")
         return size and (size[0], size[1])
+
+    @property
+    def tells_novelty(self) -> bool:
+        """True if the model, or its folds, can tell a tile unlike those of the training."""
+        return self.novelty is not None or bool(getattr(self.network, "tells_novelty", False))
 
     def of_views(self) -> "TrainedModel":
         """Return the model with what was chosen for the mean of eight views; itself where nothing was."""
@@ -267,6 +272,11 @@ def files_of_checkpoint(path: Path) -> dict[str, Path]:
     if not is_cross_validation(path):
         return {path.name: path}
     return {file.relative_to(path).as_posix(): file for file in sorted(path.glob("*/best.ckpt"))}
+
+
+def hashes_of_checkpoint(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of each of a model's files, see `files_of_checkpoint`."""
+    return {name: hash_file(file) for name, file in files_of_checkpoint(path).items()}
 
 
 def _warn_of_fold(checkpoint: Path) -> None:

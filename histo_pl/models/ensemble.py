@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from histo_pl.errors import UserError
 from histo_pl.models.backbones import EncoderWithHead
-from histo_pl.models.checkpoint import TrainedModel, files_of_checkpoint, is_cross_validation, load_checkpoint
+from histo_pl.models.checkpoint import (
+    TrainedModel,
+    files_of_checkpoint,
+    find_checkpoint,
+    is_cross_validation,
+    load_checkpoint,
+)
+from histo_pl.models.contents import refuse_exported
 from histo_pl.models.exported import is_exported, load_exported
 from histo_pl.models.novelty import Novelty, answer, features_of, logits_of
 from histo_pl.probability import to_probability
@@ -116,6 +123,23 @@ def load_model(path: str | Path) -> TrainedModel:
     if is_exported(path):
         return load_exported(path)
     return load_folds(folder) if is_cross_validation(folder) else load_checkpoint(path)
+
+
+def load_original(checkpoint: str | Path) -> tuple[Path, TrainedModel]:
+    """Find and load a checkpoint for what an exported model does not allow.
+
+    Args:
+        checkpoint: As for `load_model`.
+
+    Returns:
+        The file, or the folder of a cross-validation, and its model.
+
+    Raises:
+        UserError: As `load_model`; or it is an exported model.
+    """
+    path = find_checkpoint(str(checkpoint))
+    refuse_exported(path)
+    return path, load_model(path)
 
 
 def load_folds(folder: Path) -> TrainedModel:

@@ -15,7 +15,6 @@ from histo_pl import __version__
 from histo_pl.errors import UserError
 from histo_pl.models.checkpoint import TrainedModel
 from histo_pl.models.contents import EXPORTED_SUFFIXES
-from histo_pl.storage import hash_file
 
 ONNX, PROGRAM = EXPORTED_SUFFIXES
 FACTS_FORMAT = 1  # of an exported model's metadata
@@ -66,21 +65,21 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix.lower() in EXPORTED_SUFFIXES
 
 
-def facts_of(model: TrainedModel, checkpoints: Mapping[str, Path], outputs: Sequence[str]) -> dict[str, Any]:
+def facts_of(model: TrainedModel, checkpoints: Mapping[str, str], outputs: Sequence[str]) -> dict[str, Any]:
     """Describe a model in plain values, for its export to carry.
 
     The temperature is in the graph; hashes of tiles and cases stay in the checkpoint.
 
     Args:
         model: The model.
-        checkpoints: Its files, by name, see `files_of_checkpoint`.
+        checkpoints: See `hashes_of_checkpoint`.
         outputs: The names of the graph's outputs.
     """
     tta = model.decision_tta
     return {
         "format": FACTS_FORMAT,
         "histo_pl": __version__,
-        "checkpoints": {name: hash_file(file) for name, file in checkpoints.items()},
+        "checkpoints": dict(checkpoints),
         "outputs": list(outputs),
         "classes": [model.data["negative_class"], model.data["positive_class"]],
         "positive_class": model.data["positive_class"],

@@ -8,9 +8,7 @@ from pathlib import Path
 from histo_pl.errors import UserError
 from histo_pl.inference import Predictor
 from histo_pl.interop.model_card import facts_of_card
-from histo_pl.models.checkpoint import find_checkpoint
-from histo_pl.models.contents import refuse_exported
-from histo_pl.models.ensemble import load_model
+from histo_pl.models.ensemble import load_original
 from histo_pl.serving.limits import Limits
 from histo_pl.signals import leave_stop_signals
 
@@ -59,9 +57,7 @@ def serve(
         ) from error
     token = token or os.environ.get(TOKEN_VARIABLE)
     _check_token(host, token)
-    path = find_checkpoint(str(checkpoint))
-    refuse_exported(path)
-    model = load_model(path)
+    path, model = load_original(checkpoint)
     app = create_app(
         Predictor(model, device, batch_size),
         facts_of_card(path, model),

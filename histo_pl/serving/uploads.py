@@ -10,13 +10,13 @@ from starlette.requests import Request
 from torch import Tensor
 
 from histo_pl.errors import ImageError
-from histo_pl.images import decode_tile, read_size
+from histo_pl.images import read_size, read_tile
+from histo_pl.inference.slide_options import is_large
 from histo_pl.models.checkpoint import TrainedModel
 from histo_pl.serving.limits import Limits, RequestError
 from histo_pl.slides.opening import is_slide
 
 FIELD = "files"  # of the form
-LARGE = 2  # times a training tile's side, from which predict.py cuts an image into tiles
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ def _decode(upload: Upload, model: TrainedModel, limits: Limits) -> Tensor | str
                 f"{size[0]:,} x {size[1]:,}"
             )
         own = model.tile_size
-        if own is not None and any(side > LARGE * of_tile for side, of_tile in zip(size, own, strict=True)):
+        if own is not None and is_large(size, own):
             return (
                 f"This image is over twice as large as the training tiles, {own[0]} x {own[1]} pixels. Cut it into "
                 f"tiles, or ask python predict.py ckpt=CHECKPOINT img=IMAGE, which does. Received: {name} with "
                 f"{size[0]} x {size[1]}"
             )
-        return decode_tile(content, name, model.image_size, model.resize)
+        return read_tile(name, model.image_size, model.resize, content)
     except ImageError as error:
         return str(error)

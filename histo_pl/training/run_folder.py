@@ -1,5 +1,6 @@
 """A run's folder: claimed by one run alone, and named with the files kept wherever the run stops."""
 
+import json
 import os
 import re
 import shutil
@@ -7,20 +8,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from filelock import FileLock, Timeout
 from lightning.pytorch.trainer.states import TrainerFn
 
 from histo_pl.errors import UserError, WriteError
 from histo_pl.signals import CommandLine, set_stop_message
-from histo_pl.storage import atomic_write, refuse_results
+from histo_pl.storage import atomic_write, refuse_results, try_lock
 
 CONFIG, BEST, LAST = "config.yaml", "best.ckpt", "last.ckpt"
-RESULTS = ("results.json", BEST, LAST)  # files that only a run's folder has
+RESULTS_FILE = "results.json"
+RESULTS = (RESULTS_FILE, BEST, LAST)  # files that only a run's folder has
 KEPT = (LAST, BEST, "split.csv", CONFIG, "metrics.csv")
 
 WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read the results.json of a run that has finished."""
+    return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -35,11 +42,9 @@ def claim_run_folder(folder: Path, resume: str | None) -> Iterator[None]:
         UserError: The folder holds another run's results, or the interrupted run's best weights are gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"Another run is writing into this folder. Name another run_dir. Received: {folder}") from None
+    lock = try_lock(folder / ".lock")
+    if lock is None:
+        raise UserError(f"Another run is writing into this folder. Name another run_dir. Received: {folder}")
     try:
         if resume is None or Path(resume).parent.resolve() != folder.resolve():
             advice = f" To go on with an interrupted run there, add resume={folder / LAST}."

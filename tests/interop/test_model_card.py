@@ -27,7 +27,8 @@ def test_the_card_of_the_demo_says_synthetic_and_agrees_with_its_results(trained
 
 def test_hugging_face_reads_the_metadata(trained: Path) -> None:
     card = ModelCard(format_card(trained / "best.ckpt", load_model(trained)))
-    assert card.data.library_name == "histo_pl" and card.data.license == "unknown"
+    head = card.data.to_dict()
+    assert head["library_name"] == "histo_pl" and head["license"] == "unknown"
     results = json.loads((trained / "results.json").read_text())
     found = {one.metric_type: one.metric_value for one in card.data.eval_results}
     assert found["roc_auc"] == round(results["test"]["auroc"], 4)

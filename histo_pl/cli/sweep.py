@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra.errors import CompactHydraException
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from histo_pl.cli.auto_resume import checkpoint_to_resume, has_finished
 from histo_pl.cli.build import training_arguments
 from histo_pl.cli.command_line import CONF, quote_literals
+from histo_pl.cli.mistakes import describe_mistake
 from histo_pl.errors import UserError
 from histo_pl.evaluation.plots import save
 from histo_pl.storage import atomic_write_text, try_lock
@@ -49,6 +51,7 @@ def sweep(folder: str | Path, space: str, trials: int, arguments: Sequence[str] 
     distributions = read_space(space)
     if trials < 1:
         raise UserError(f"The number of trials is out of range. Expected at least 1. Received: {trials}")
+    _compose(arguments)  # a slip is told before there is a study
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(folder / LINE, {"arguments": list(arguments), "space": _plain(distributions, optuna)})
     study = _open_study(folder, optuna)
@@ -230,7 +233,10 @@ def _objective(trial: Any, folder: Path, arguments: Sequence[str], pruned: type[
 
 def _compose(typed: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", quote_literals(typed, {}))
+        try:
+            return compose("train", quote_literals(typed, {}))
+        except CompactHydraException as error:
+            raise UserError(describe_mistake(error, "train").removeprefix("Error: ")) from error
 
 
 def _train(config: DictConfig, callbacks: Sequence[Callback]) -> float:

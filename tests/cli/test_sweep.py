@@ -76,6 +76,12 @@ def test_a_trial_that_is_refused_fails_alone(arguments: list[str], tmp_path: Pat
     assert "1 fail" in told and "Nothing was found" in told
 
 
+def test_a_mistyped_key_is_one_line_and_begins_no_study(space: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such key\. Did you mean data\.batch_size\?"):
+        sweep(tmp_path / "study", str(space), 1, ["data.batch_sise=4"])
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.slow
 def test_folds_are_an_objective(arguments: list[str], space: Path, tmp_path: Path) -> None:
     told = sweep(tmp_path / "study", str(space), 1, [*arguments, "data.folds=2"])

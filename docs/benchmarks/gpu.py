@@ -307,7 +307,7 @@ def _train(folder: str, recipe: str, **settings: Any) -> tuple[float, dict[str, 
 
 
 def _probe(folder: str, architecture: str, model: dict[str, Any]) -> str:
-    store = {"store": {"file": f"{folder}/embeddings.sqlite"}}
+    store = {"store": {"folder": f"{folder}/embeddings"}}
     quiet = {"enable_progress_bar": False}
     seconds, results = _train(folder, "linear_probe", model=model, embeddings=store, trainer=quiet)
     found = results["embeddings"]

@@ -5,6 +5,7 @@ python docs/promises/signals.py
 
 import argparse
 import itertools
+import shutil
 import signal
 import tempfile
 import time
@@ -30,8 +31,8 @@ def _decoding(program: Program, run: Path) -> None:
 
 
 def _embedding(program: Program, run: Path) -> None:
-    program.wait_for(run.parent / "cache" / "embeddings.sqlite")
-    time.sleep(0.5)
+    while program.process.poll() is None and "Embedding" not in program.output():
+        time.sleep(0.01)
 
 
 def _training(program: Program, run: Path) -> None:
@@ -71,8 +72,8 @@ def main() -> None:
 
 def _row(number: int, trainer: str, phase: str, sent: signal.Signals, to: str, folder: Path) -> str:
     run = folder / f"run{number}"
-    for cached in (*(folder / "cache").glob("tiles/*"), folder / "cache" / "embeddings.sqlite"):
-        cached.unlink(missing_ok=True)
+    for cached in (folder / "cache").glob("*/*"):
+        cached.unlink() if cached.is_file() else shutil.rmtree(cached)
     reached, options = PHASES[phase]
     program = Program("train.py", [*TINY, *TRAINERS[trainer], *options, f"run_dir={run.name}"], folder)
     reached(program, run)

@@ -27,7 +27,7 @@ LITERAL_KEYS = (
     "data.split_file",
     "data.suffix",
     "data.table",
-    "embeddings.store.file",
+    "embeddings.store.folder",
     "img",
     "model.weights",
     "mpp_file",

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import logging
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,103 +18,22 @@ from tqdm import tqdm
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.datasets import Transform, augmented
 from histo_pl.data.hashing import stable_seed
-from histo_pl.errors import UserError
 from histo_pl.images import read_tile
 from histo_pl.signals import die_with_parent
+from histo_pl.training.feature_store import FeatureStore, Key
 
 log = logging.getLogger(__name__)
 
 BATCH = 32  # tiles
 PLAIN = "plain"  # the view that is not augmented
-CHUNK = 500  # keys a query; SQLite takes at least 999
+SHARD = 512  # views that are computed before they are stored: what a run that is killed loses at most
 RECIPE = 2  # version of the augmentation and stain code: raise it when they change a pixel
-PATIENCE = 60.0  # seconds to wait for another process that writes
 # Modules that have moved, by their first names: a view's key, which also seeds its augmentation, stays what it was.
 MOVED = {
     "histo_pl.data.transforms.geometric.": "histo_pl.data.augment.",
     "histo_pl.data.transforms.keras_affine.": "histo_pl.data.augment.",
     "histo_pl.data.transforms.stain.": "histo_pl.data.stain.",
 }
-
-Key = tuple[str, str]  # the hash of a tile's file, and the view of it
-
-
-class FeatureStore:
-    """Features on disk, by encoder, by the content of the tile's file and by the view of it.
-
-    It is an SQLite database: several processes may use one at once, and one that is killed leaves it whole.
-
-    Args:
-        file: The database; made if it is not there.
-        max_gigabytes: Its greatest size in 1e9 bytes; the features used longest ago are dropped first.
-    """
-
-    def __init__(self, file: str | Path, max_gigabytes: float = 4.0) -> None:
-        self.file = Path(file)
-        self.max_bytes = max_gigabytes * 1e9
-
-    def load(self, encoder: str, keys: Sequence[Key]) -> dict[Key, Tensor]:
-        """Fetch features.
-
-        Args:
-            encoder: The encoder's `fingerprint`.
-            keys: Tiles and views.
-
-        Returns:
-            Of those that are there, float32 of shape (width,) each.
-
-        Raises:
-            UserError: The database cannot be used.
-        """
-        wanted, found = set(keys), {}
-        tiles = sorted({tile for tile, _ in keys})
-        with self._open() as database:
-            for start in range(0, len(tiles), CHUNK):
-                chunk = tiles[start : start + CHUNK]
-                where = f"WHERE encoder = ? AND tile IN ({', '.join('?' * len(chunk))})"
-                rows = database.execute(f"SELECT tile, view, features FROM embeddings {where}", (encoder, *chunk))
-                found |= {(tile, view): features for tile, view, features in rows if (tile, view) in wanted}
-                database.execute(f"UPDATE embeddings SET used = ? {where}", (time.time(), encoder, *chunk))
-        return {key: torch.frombuffer(bytearray(features), dtype=torch.float32) for key, features in found.items()}
-
-    def save(self, encoder: str, features: Mapping[Key, Tensor]) -> None:
-        """Keep features, all or none, and drop the oldest beyond the greatest size.
-
-        Args:
-            encoder: The encoder's `fingerprint`.
-            features: float32 of shape (width,) by tile and view.
-
-        Raises:
-            UserError: The database cannot be used.
-        """
-        rows = [(encoder, *key, time.time(), value.numpy().tobytes()) for key, value in features.items()]
-        with self._open() as database:
-            database.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?, ?)", rows)
-            excess = _bytes_of(database) - self.max_bytes
-            if excess > 0:
-                size = sum(len(row[-1]) for row in rows) / len(rows)
-                oldest = "SELECT rowid FROM embeddings ORDER BY used LIMIT ?"
-                database.execute(f"DELETE FROM embeddings WHERE rowid IN ({oldest})", (int(excess / size) + 1,))
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            database = sqlite3.connect(self.file, timeout=PATIENCE)
-            try:
-                with database:
-                    database.execute(
-                        "CREATE TABLE IF NOT EXISTS embeddings (encoder TEXT, tile TEXT, view TEXT, used REAL, "
-                        "features BLOB, PRIMARY KEY (encoder, tile, view))"
-                    )
-                    yield database
-            finally:
-                database.close()
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"The store of embeddings cannot be used ({error}). Delete it, it is only a cache, or name another "
-                f"file: embeddings.store.file=PATH. Received: {self.file}"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -178,10 +95,10 @@ class FeatureExtractor:
         found = self.store.load(encoder_key, [key for views in keys.values() for key in views])
         missing = {key: data.root / path for path, views in keys.items() for key in views if key not in found}
         stored = len(found)
-        for batch in _compute(missing, data, encoder):
-            self.store.save(encoder_key, batch)
-            found |= batch
-        log.info("Embeddings: %d were in %s, %d computed.", stored, self.store.file, len(missing))
+        for shard in _compute(missing, data, encoder):
+            self.store.save(encoder_key, shard)
+            found |= shard
+        log.info("Embeddings: %d were in %s, %d computed.", stored, self.store.folder, len(missing))
         return Features(
             by_path={path: torch.stack([found[key] for key in views]) for path, views in keys.items()},
             width=next(iter(found.values())).numel(),
@@ -217,10 +134,16 @@ def _compute(missing: Mapping[Key, Path], data: HistologyDataModule, encoder: nn
     loader = DataLoader(
         views, batch_size=BATCH, num_workers=data.num_workers, collate_fn=_collate, worker_init_fn=die_with_parent
     )
+    shard: dict[Key, Tensor] = {}
     for keys, images in tqdm(loader, desc="Embedding", unit="batch"):
         with torch.inference_mode():
             features = encoder(images.to(device)).float().cpu()
-        yield dict(zip(keys, features.clone(), strict=True))
+        shard |= zip(keys, features.clone(), strict=True)
+        if len(shard) >= SHARD:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
 
 
 class _Views(Dataset[tuple[Key, Tensor]]):
@@ -268,10 +191,3 @@ def fingerprint(encoder: nn.Module, model_config: Mapping[str, Any], image_size:
 def _collate(samples: Sequence[tuple[Key, Tensor]]) -> tuple[list[Key], Tensor]:
     keys, images = zip(*samples, strict=True)
     return list(keys), torch.stack(images)
-
-
-def _bytes_of(database: sqlite3.Connection) -> int:
-    size, pages, free = (
-        database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
-    )
-    return size * (pages - free)

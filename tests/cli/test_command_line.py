@@ -73,7 +73,7 @@ def test_arguments_of_torchrun_are_those_that_were_typed() -> None:
     assert as_hydra_reads(argument) == "a (b)"
 
 
-@pytest.mark.parametrize("key", ["data.cache_dir", "run_dir", "embeddings.store.file"])
+@pytest.mark.parametrize("key", ["data.cache_dir", "run_dir", "embeddings.store.folder"])
 def test_every_path_is_taken_as_typed(key: str) -> None:
     (argument,) = quote_literals([f"{key}=my disk (2)/x"], {})
     assert as_hydra_reads(argument) == "my disk (2)/x"

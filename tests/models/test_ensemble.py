@@ -28,7 +28,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory, demo_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("multirun")
     for fold in range(FOLDS):
         own = (f"data.folds={FOLDS}", f"data.fold={fold}", f"run_dir={folder / str(fold)}")
-        store = f"embeddings.store.file={folder / 'store.sqlite'}"
+        store = f"embeddings.store.folder={folder / 'store'}"
         options = ("experiment=linear_probe", f"data.root={demo_root}", *TINY_DEMO, *TINY, store, *own)
         train(compose_config("train", *options))
     return folder

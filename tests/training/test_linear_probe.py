@@ -2,6 +2,8 @@
 
 import csv
 import multiprocessing
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,23 +25,25 @@ from histo_pl.inference import Predictor
 from histo_pl.models.backbones import PooledStages
 from histo_pl.models.ensemble import load_model
 from histo_pl.training import features
-from histo_pl.training.features import FeatureExtractor, Features, FeatureStore, augmentation_key, fingerprint
+from histo_pl.training.feature_store import FeatureStore
+from histo_pl.training.features import FeatureExtractor, Features, augmentation_key, fingerprint
 from histo_pl.training.linear_probe import AUTO, LogisticRegression, choose_penalty
 from tests.conftest import compose_config
 
 PROBE = ("experiment=linear_probe", "data.image_size=32", "trainer.accelerator=cpu", "embeddings.views=2")
 
 
-def save_many(file: Path, encoder: str) -> None:
-    store = FeatureStore(file)
-    for number in range(40):
-        store.save(encoder, {(f"{number}", "plain"): torch.full((8,), float(number))})
+def save_and_load(folder: Path, first: int) -> None:
+    store = FeatureStore(folder)
+    for number in range(first, first + 40):
+        store.save("lite0", {(f"{number}", "plain"): torch.full((8,), float(number))})
+        assert store.load("lite0", [(f"{number}", "plain")])
 
 
 def test_the_second_run_needs_no_encoder(
     run_training: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = f"embeddings.store.file={tmp_path / 'store.sqlite'}"
+    store = f"embeddings.store.folder={tmp_path / 'store'}"
     first = run_training(*PROBE, store, folder="a")
     train, val, test = (first["data"]["parts"][part]["tiles"] for part in ("train", "val", "test"))
     assert first["embeddings"]["computed"] == 3 * train + val + test  # the plain view, and two more of training tiles
@@ -66,7 +70,7 @@ def extract(make_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., t
         data = HistologyDataModule(root, image_size=8, num_workers=0, augment=lambda x: x.flip(-1))
         data.setup()
         encoder = nn.Sequential(Float(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(12))
-        store = FeatureStore(tmp_path / "store.sqlite")
+        store = FeatureStore(tmp_path / "store")
         return data, FeatureExtractor(store, views).extract(data, encoder, {"name": "x"}, "flip")
 
     return run
@@ -141,14 +145,14 @@ def test_features_of_earlier_versions_are_found_again() -> None:
 
 
 def test_the_store_gives_back_what_it_took_and_stays_bounded(tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path / "a" / "store.sqlite", max_gigabytes=1e-3)
+    store = FeatureStore(tmp_path / "a" / "store", max_gigabytes=1e-3)
     for number in range(100):
         store.save("lite0", {(f"{number}", "plain"): torch.rand(5000), (f"{number}", "view"): torch.rand(5000)})
         store.load("lite0", [("0", "plain")])  # what is used stays
     found = store.load("lite0", [(f"{n}", view) for n in range(100) for view in ("plain", "view")])
     assert 20 < len(found) < 55
     assert ("0", "plain") in found and ("99", "view") in found and ("20", "view") not in found
-    assert store.file.stat().st_size < 1.3e6
+    assert sum(file.stat().st_size for file in store.folder.glob("*/*")) < 1e6
     assert not store.load("another", [("99", "view")])
     kept = torch.rand(5000)
     store.save("lite0", {("x", "plain"): kept})
@@ -156,16 +160,27 @@ def test_the_store_gives_back_what_it_took_and_stays_bounded(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_several_processes_share_a_store(tmp_path: Path) -> None:
-    file = tmp_path / "store.sqlite"
+def test_several_processes_share_a_store_though_one_is_killed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=save_many, args=(file, encoder)) for encoder in ("a", "b")]
+    workers = [context.Process(target=save_and_load, args=(tmp_path, first)) for first in (0, 20, 1000)]
     for worker in workers:
         worker.start()
+    while not FeatureStore(tmp_path).load("lite0", [("1001", "plain")]):
+        time.sleep(0.01)
+    workers[-1].kill()
     for worker in workers:
         worker.join()
-    for encoder in ("a", "b"):
-        assert len(FeatureStore(file).load(encoder, [(f"{n}", "plain") for n in range(40)])) == 40
+    assert [worker.exitcode for worker in workers] == [0, 0, -signal.SIGKILL]
+    found = FeatureStore(tmp_path).load("lite0", [(f"{number}", "plain") for number in range(60)])
+    assert {key: float(value[0]) for key, value in found.items()} == {(f"{n}", "plain"): float(n) for n in range(60)}
+
+
+def test_half_a_shard_is_never_found(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path)
+    store.save("lite0", {("a", "plain"): torch.ones(8)})
+    (shard,) = (tmp_path / "lite0").iterdir()
+    shard.with_name(f".{shard.stem}.part.npz").write_bytes(shard.read_bytes()[:100])
+    assert list(store.load("lite0", [("a", "plain")])) == [("a", "plain")]
 
 
 def test_another_encoder_has_another_fingerprint() -> None:
@@ -211,10 +226,12 @@ def test_whoever_changes_the_augmentation_must_raise_the_recipe(seed: int) -> No
     assert means.flatten().tolist() == pytest.approx([float(mean) for mean in AUGMENTED[seed].split()], abs=2.0)
 
 
-def test_a_file_that_is_no_store_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "store.sqlite").write_bytes(b"something else" * 100)
+@pytest.mark.parametrize("name", ["store", "store/lite0/damaged.npz"])
+def test_what_is_no_store_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"something else" * 100)
     with pytest.raises(UserError, match="only a cache"):
-        FeatureStore(tmp_path / "store.sqlite").load("lite0", [("0", "plain")])
+        FeatureStore(tmp_path / "store").load("lite0", [("0", "plain")])
 
 
 def test_a_probe_needs_a_frozen_encoder_and_its_solver(run_training: Callable[..., dict[str, Any]]) -> None:
@@ -232,7 +249,7 @@ def test_both_checkpoints_and_one_row_of_metrics_are_written(
     run_training: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     found = run_training(
-        *PROBE, f"embeddings.store.file={tmp_path / 'store.sqlite'}", "data.balanced=true", "pos_weight=null"
+        *PROBE, f"embeddings.store.folder={tmp_path / 'store'}", "data.balanced=true", "pos_weight=null"
     )
     (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
     assert float(row["val/auroc"]) == pytest.approx(found["validation"]["auroc"])

@@ -79,7 +79,7 @@ def test_a_run_that_lacks_only_its_test_is_finished_by_a_resume(run_training: Ru
 @pytest.mark.slow
 def test_a_resumed_probe_computes_no_feature(run_training: Run, tmp_path: Path) -> None:
     options = ("experiment=linear_probe", "data.image_size=32", "trainer.accelerator=cpu", "embeddings.views=1")
-    store = f"embeddings.store.file={tmp_path / 'store.sqlite'}"
+    store = f"embeddings.store.folder={tmp_path / 'store'}"
     first = run_training(*options, store, folder="first")
     resumed = run_training(*options, store, f"resume={tmp_path / 'first' / 'last.ckpt'}", folder="resumed")
     assert resumed["embeddings"]["computed"] == 0

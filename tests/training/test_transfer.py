@@ -76,7 +76,7 @@ def test_a_probe_goes_on_as_a_finetuning(run_training: Run, tmp_path: Path) -> N
     torch.manual_seed(0)
     save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.safetensors")
     probe = ("experiment=linear_probe", "trainer.accelerator=cpu", "data.image_size=32", *TIMM, "model.stages=null")
-    store = f"embeddings.store.file={tmp_path / 'store.sqlite'}"
+    store = f"embeddings.store.folder={tmp_path / 'store'}"
     run_training(*probe, store, f"model.weights={tmp_path / 'weights.safetensors'}", folder="probe")
     before = predict(tmp_path / "probe" / "best.ckpt", tmp_path)
     start = f"model.weights={tmp_path / 'probe' / 'best.ckpt'}"

@@ -69,6 +69,12 @@ def catch_stop_signals() -> None:
     threading.Thread(target=_wait, args=(reading,), daemon=True).start()
 
 
+def environment_of_child() -> dict[str, str]:
+    """Return the environment of a program that is to end with this process."""
+    own = {ENDS_WITH_PARENT: "1", STARTED_BY: str(os.getpid())}  # a job of submitit's inherits another's number
+    return os.environ | own
+
+
 def leave_stop_signals() -> None:
     """Leave the signals to handlers of another library, which ends its own work in order."""
     if os.name == "posix":

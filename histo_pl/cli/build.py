@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
@@ -47,6 +47,7 @@ NUMBERS: dict[str, tuple[Any, int]] = {
     "trainer.max_epochs": (int, 1),
 }
 ARITHMETIC = ("channels_last", "compile", "matmul_precision")  # keys of the trainer that are not Lightning's
+TASKS = "SLURM_NTASKS"  # in the environment of a job: its processes
 UNBUILT = ("weights", "trainable")  # keys of the model that do not build the network
 
 
@@ -188,7 +189,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[L.Callback]) -> L.Train
         The trainer.
 
     Raises:
-        UserError: Lightning refuses a setting, or a sweep would use several processes.
+        UserError: Lightning refuses a setting, SLURM's tasks are not the processes, or a sweep would use several.
     """
     configured = [instantiate(callback) for callback in config.callbacks.values() if callback]
     if not config.trainer.enable_progress_bar:  # Lightning refuses a bar that is both given and switched off
@@ -202,6 +203,7 @@ def make_trainer(config: DictConfig, callbacks: Sequence[L.Callback]) -> L.Train
             default_root_dir=config.run_dir,
             plugins=[AtomicCheckpointIO(), *_cluster()],
         )
+    _check_tasks(trainer.world_size)
     log.info("Device: %s, precision %s.", trainer.strategy.root_device, trainer.precision)
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and trainer.world_size > 1:
@@ -212,9 +214,22 @@ def make_trainer(config: DictConfig, callbacks: Sequence[L.Callback]) -> L.Train
     return trainer
 
 
-def _cluster() -> list[SLURMEnvironment]:
-    """Keep Lightning from requeueing by itself: it would write a second checkpoint, and `signals` does it already."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+def _cluster() -> list[ClusterEnvironment]:
+    """Let Lightning start the processes where SLURM has started one, and never requeue: `signals` does it already."""
+    if not SLURMEnvironment.detect():
+        return []
+    return [LightningEnvironment() if os.environ[TASKS] == "1" else SLURMEnvironment(auto_requeue=False)]
+
+
+def _check_tasks(world_size: int) -> None:
+    """Refuse tasks of SLURM that are not the processes of the run."""
+    tasks = os.environ[TASKS] if SLURMEnvironment.detect() else "1"
+    if tasks not in ("1", str(world_size)):
+        raise UserError(
+            f"SLURM has started another number of processes than the trainer uses. Expected a task each, or one task: "
+            f"with trainer=ddp, --ntasks-per-node as trainer.devices and --nodes as trainer.num_nodes. "
+            f"Received: {tasks} tasks for {world_size} processes"
+        )
 
 
 @contextmanager

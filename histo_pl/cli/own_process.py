@@ -1,6 +1,5 @@
 """Jobs of a sweep that use several devices: each is a command of its own, which Lightning repeats on each device."""
 
-import os
 import subprocess
 import sys
 from collections import deque
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 from histo_pl.cli.command_line import CONF, quote
 from histo_pl.cli.program import job_arguments
 from histo_pl.errors import UserError
-from histo_pl.signals import ENDS_WITH_PARENT
+from histo_pl.signals import environment_of_child
 from histo_pl.training.run_folder import read_results
 
 SINGLE = (1, "1", "auto")  # trainer.devices of one process, where the strategy is auto
@@ -42,8 +41,9 @@ def run_in_own_process(run_dir: str) -> dict[str, Any]:
     folder = [f"run_dir={run_dir}", f"hydra.run.dir={quote(run_dir)}"]
     program = CONF.with_name(f"{HydraConfig.get().job.name}.py")  # argv[0] may be submitit's
     command = [sys.executable, str(program), *job_arguments(), *folder]
-    environment = os.environ | {ENDS_WITH_PARENT: "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="backslashreplace")
+    process = subprocess.Popen(
+        command, env=environment_of_child(), stderr=subprocess.PIPE, text=True, errors="backslashreplace"
+    )
     assert process.stderr is not None
     said: deque[str] = deque(maxlen=LAST_LINES)
     for line in process.stderr:

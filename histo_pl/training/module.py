@@ -141,7 +141,8 @@ class TileClassifier(L.LightningModule):
         probability = to_probability(logits.detach(), self.temperature)
         metrics = getattr(self, f"{stage}_metrics")
         metrics.update(probability, labels)
-        epoch = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
+        # A float: Lightning's mean of whole numbers over processes has no decimals, and weighs odd counts wrongly.
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": float(len(labels))}
         self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, **epoch)
         self.log_dict(metrics, **epoch)
         return {"loss": loss, "probability": probability}

@@ -121,14 +121,26 @@ def test_two_processes_of_a_job_write_one_folder(slurm: None, tmp_path: Path) ->
     assert results["test"]["tiles"] == results["data"]["parts"]["test"]["tiles"]
 
 
-def test_a_sweep_by_submitit(slurm: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("trainer", "cpus"), [("cpu", 1), ("ddp_sim", 2)])
+def test_a_sweep_by_submitit(slurm: None, trainer: str, cpus: int, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"]
-    options = [*OPTIONS, *QUIET, "trainer=cpu", "trainer.max_epochs=1", "optim.lr=1e-3,-1,1e-4"]
+    launcher = ["hydra/launcher=slurm", f"hydra.launcher.cpus_per_task={cpus}", "hydra.launcher.mem_gb=1"]
+    options = [*OPTIONS, *QUIET, f"trainer={trainer}", "trainer.max_epochs=1", "optim.lr=1e-3,-1,1e-4"]
     program = [sys.executable, str(ROOT / "train.py"), "-m", *launcher, *options]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=LONGEST)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (sweep,) = (tmp_path / "multirun").glob("*/*")
-    assert sorted(file.parent.name for file in sweep.glob("*/results.json")) == ["0", "2"]
+    finished = {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/results.json")}
+    assert sorted(finished) == ["0", "2"]
+    assert all(results["run"]["processes"] == cpus for results in finished.values())
+    assert not (tmp_path / "outputs").exists()
     told = done.stderr.splitlines()[-1]
     assert "optim.lr=-1" in told and told.endswith("Expected a number of at least 0. Received: -1")
+
+
+def test_tasks_that_are_no_processes_of_the_run_are_refused(slurm: None, tmp_path: Path) -> None:
+    job = submit(tmp_path, *OPTIONS, *QUIET, "trainer=cpu", tasks=2)
+    wait_until(lambda: any(end in ask("scontrol", "show", "job", job) for end in ("COMPLETED", "FAILED")))
+    told = (tmp_path / "log.txt").read_text()
+    assert "Received: 2 tasks for 1 processes" in told and "Traceback" not in told
+    assert not any((tmp_path / "outputs").glob("*/*/*"))

@@ -28,6 +28,7 @@ from histo_pl.cli.mistakes import describe_mistake
 from histo_pl.signals import set_stop_message, set_stop_suffix
 from histo_pl.storage import atomic_write_text, new_folder, remove_empty_folders
 
+REQUEUED = -1  # the status by which submitit leaves a job that it has asked SLURM to start again
 FAILED = "failed.txt"  # in a job's folder: its overrides, and why it failed
 
 
@@ -77,7 +78,7 @@ def job() -> Iterator[None]:
     """Run the body of a program; in a sweep a job that fails says so, notes it in its folder, and the others go on.
 
     Raises:
-        SystemExit: It failed, outside of a sweep.
+        SystemExit: It failed, outside of a sweep; or submitit has it started again.
     """
     set_stop_message(lambda: f"Nothing was written. Start again with: {command_line()}")
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -90,6 +91,8 @@ def job() -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == REQUEUED:
+            raise
         message = message_of(error)
         if message is None:
             message = f"{type(error).__name__}: {error}"

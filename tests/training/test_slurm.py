@@ -138,6 +138,24 @@ def test_a_sweep_by_submitit(slurm: None, trainer: str, cpus: int, tmp_path: Pat
     assert "optim.lr=-1" in told and told.endswith("Expected a number of at least 0. Received: -1")
 
 
+def test_a_sweep_by_submitit_is_requeued_and_ends_by_itself(slurm: None, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"]
+    options = [*OPTIONS, *QUIET, "trainer=cpu", "trainer.max_epochs=40", "optim.lr=1e-3", "resume=auto"]
+    program = subprocess.Popen([sys.executable, str(ROOT / "train.py"), "-m", *launcher, *options], cwd=tmp_path)
+    wait_until(lambda: any((tmp_path / "multirun").glob("*/*/0/last.ckpt")))
+    (number,) = ask("squeue", "-h", "-o", "%A").split()
+    ask("scancel", "--signal=USR2", number)
+    wait_until(lambda: "PENDING" in ask("scontrol", "show", "job", number))
+    ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+    assert program.wait(LONGEST) == 0
+    (file,) = (tmp_path / "multirun").glob("*/*/0/results.json")
+    assert json.loads(file.read_text())["epochs"] == 40
+    (told,) = (tmp_path / "multirun").glob("*/*/.submitit/*/*_log.out")
+    assert "Going on in" in told.read_text() + told.with_suffix(".err").read_text()
+    assert not any((tmp_path / "outputs").glob("*/*/*"))
+
+
 def test_tasks_that_are_no_processes_of_the_run_are_refused(slurm: None, tmp_path: Path) -> None:
     job = submit(tmp_path, *OPTIONS, *QUIET, "trainer=cpu", tasks=2)
     wait_until(lambda: any(end in ask("scontrol", "show", "job", job) for end in ("COMPLETED", "FAILED")))

@@ -19,6 +19,7 @@ from histo_pl.models.exported import FACTS_FILE, INSTALL_ONNX
 from histo_pl.storage import atomic_write_text
 
 OPSET = 18  # of ONNX: PyTorch's exporter writes it without a conversion
+BATCH = torch.export.Dim("batch", max=2**31 - 1)  # PyTorch 2.6 takes no range without an end
 MOST_BYTES = 2**31 - 2**20  # of an ONNX file, which protobuf limits to 2 GiB
 WSINFER_SPEC = "1.0"  # of config.json
 
@@ -56,7 +57,7 @@ def write_onnx(classifier: DeployedClassifier, facts: Mapping[str, Any], image_s
             dynamo=True,
             input_names=["images"],
             output_names=list(classifier.outputs),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: BATCH},),
             opset_version=OPSET,
             external_data=False,
             verbose=False,
@@ -77,8 +78,8 @@ def write_program(classifier: DeployedClassifier, facts: Mapping[str, Any], imag
         file: The .pt2 file to write.
     """
     with quietly():
-        shapes = ({0: torch.export.Dim("batch")},)
-        program = torch.export.export(classifier, (_example(image_size),), dynamic_shapes=shapes)
+        example = (_example(image_size),)
+        program = torch.export.export(classifier, example, dynamic_shapes=({0: BATCH},), strict=False)
         torch.export.save(program, file, extra_files={FACTS_FILE: json.dumps(facts)})
 
 

@@ -24,7 +24,7 @@ def describe_texture(images: Tensor) -> Tensor:
         float32 of shape (B, 8 + 6 * bands), at most 32 numbers: logarithms, and correlations by Fisher's transform.
     """
     pixels = images.float()
-    pixels = F.avg_pool2d(pixels, -(-pixels.shape[-1] // MOST_PIXELS))
+    pixels = F.avg_pool2d(pixels, -(-int(pixels.shape[-1]) // MOST_PIXELS))
     saturation = (pixels.amax(1) - pixels.amin(1)).flatten(1) / 255
     density = -torch.log10((pixels + 1) / 256)
     found = [

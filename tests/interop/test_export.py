@@ -223,7 +223,9 @@ def add_library(path: Path) -> Path:
 def pickle_weights(path: Path) -> Path:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    name = next(name for name in members if name.endswith("model_weights_config.json"))
+    name = next((name for name in members if name.endswith("model_weights_config.json")), None)
+    if name is None:
+        pytest.skip("this PyTorch keeps weights as tensors alone")
     members[name] = members[name].replace(b'"use_pickle": false', b'"use_pickle": true')
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in members.items():

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-from histo_pl.cli.resume import OWN_FOLDER, leaves
+from histo_pl.cli.resume import OWN_FOLDER, PRECISION, follows_machine, leaves
 from histo_pl.errors import UserError
 from histo_pl.models.checkpoint import RUN_FOLDERS
 from histo_pl.models.contents import is_finished, read_contents
@@ -48,10 +48,11 @@ def follow_auto(config: DictConfig) -> dict[str, Any] | None:
     is_first = is_first_process()  # of torchrun's and SLURM's, which all choose for themselves
     found = Path(os.path.relpath(config.run_dir))
     if config.resume == AUTO:
-        settings = _settings(config)
+        own = (*OWN, PRECISION) if follows_machine(config) else OWN
+        settings = _settings(config, own)
         if is_first:
             _lock(settings)
-        found = _newest(config, settings)
+        found = _newest(config, settings, own)
     if found is not None and has_finished(found):
         log.info("Finished already: %s. Nothing is left to do.", found)
         return read_results(found)
@@ -64,14 +65,14 @@ def follow_auto(config: DictConfig) -> dict[str, Any] | None:
     return None
 
 
-def _settings(config: DictConfig) -> dict[str, Any]:
+def _settings(config: DictConfig, own: tuple[str, ...]) -> dict[str, Any]:
     """Return all plain values by their keys, but for those that are each run's own."""
     whole: Any = OmegaConf.to_container(config, resolve=True)
     here = str(whole["run_dir"])
     return {
         key: value.removeprefix(here) if isinstance(value, str) else value
         for key, value in leaves(whole)
-        if key not in OWN and not key.endswith(".resume")
+        if key not in own and not key.endswith(".resume")
     }
 
 
@@ -89,12 +90,12 @@ def _lock(settings: dict[str, Any]) -> None:
     _held.append(lock)
 
 
-def _newest(config: DictConfig, settings: dict[str, Any]) -> Path | None:
+def _newest(config: DictConfig, settings: dict[str, Any], own: tuple[str, ...]) -> Path | None:
     """Find the folder of the newest run with equal settings."""
     files = sorted(set(_configurations(Path(config.run_dir))), key=lambda file: -file.stat().st_mtime)
     for file in files:
         before: Any = OmegaConf.load(file)
-        if isinstance(before, DictConfig) and "run_dir" in before and _settings(before) == settings:
+        if isinstance(before, DictConfig) and "run_dir" in before and _settings(before, own) == settings:
             return file.parent
     return None
 

@@ -13,12 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from histo_pl.cli.program import command_line
-from histo_pl.cli.resume import compare_with_interrupted_run, resolve_resume
+from histo_pl.cli.resume import compare_with_interrupted_run, keep_precision, resolve_resume
 from histo_pl.errors import UserError
 from histo_pl.evaluation.calibration import Calibration
 from histo_pl.evaluation.cases import case_rule
@@ -65,6 +67,7 @@ def training_arguments(config: DictConfig) -> dict[str, Any]:
     """
     check_numbers(config)
     config.resume = resolve_resume(config.resume)
+    keep_precision(config)
     notes = compare_with_interrupted_run(config)
     calibration = Calibration(**config.calibration)
     model = _model(config)

@@ -14,6 +14,7 @@ MULTIRUN = ("-m", "--multirun")
 SWEEP = "multirun.yaml"  # Hydra's, in a sweep's folder
 OWN_FOLDER = "own"  # resume=own: go on in run_dir, if a run there has not finished
 IN_CHECKPOINT = ("optim.", "scheduler.")  # settings that the optimizer's state in the checkpoint brings along
+PRECISION = "trainer.precision"
 FREE = (  # settings that change no result, or only what comes after the training
     "calibration.",
     "callbacks.",
@@ -77,6 +78,22 @@ def resolve_resume(resume: str | None) -> str | None:
         The path of the checkpoint, or None.
     """
     return str(Path(resume, LAST)) if resume is not None and Path(resume).is_dir() else resume
+
+
+def keep_precision(config: DictConfig) -> None:
+    """Go on with the interrupted run's precision where no other was asked for, whatever is fast on this machine.
+
+    Args:
+        config: As `conf/train.yaml` composes it; its `trainer.precision` is set.
+    """
+    file = Path(config.resume).with_name(CONFIG) if config.resume else None
+    if file is not None and file.is_file() and follows_machine(config):
+        config.trainer.precision = OmegaConf.select(OmegaConf.load(file), PRECISION, default=config.trainer.precision)
+
+
+def follows_machine(config: DictConfig) -> bool:
+    """Tell if a run's precision is the one that is fast on this machine, as with trainer=amp."""
+    return OmegaConf.is_interpolation(config.trainer, PRECISION.rpartition(".")[2])
 
 
 def compare_with_interrupted_run(config: DictConfig) -> list[str]:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from histo_pl.errors import UserError
-from histo_pl.models import KerasCNN, build_network
+from histo_pl.hardware import multiplies_bfloat16
+from histo_pl.models import KerasCNN, build_network, keras_cnn
 from histo_pl.probability import to_probability
 
 # What Keras's model.summary() says of the notebook's network: output shape (H, W, C) and parameters.
@@ -79,3 +80,22 @@ def test_probability_is_the_sigmoid_of_the_tempered_logit() -> None:
     assert torch.allclose(to_probability(logits), torch.sigmoid(logits))
     assert torch.allclose(to_probability(logits, 2.0), torch.sigmoid(logits / 2))
     assert to_probability(logits.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_blocked_layout_changes_no_gradient(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if dtype == torch.bfloat16 and not multiplies_bfloat16():
+        pytest.skip("this processor has no products of bfloat16")
+    torch.manual_seed(0)
+    network, images = KerasCNN(64), torch.rand(4, 3, 64, 64)
+    found = []
+    for in_blocks in (True, False):
+        monkeypatch.setattr(keras_cnn, "_prefers_blocks", lambda _, answer=in_blocks: answer)
+        network.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            network(images).float().square().sum().backward()
+        found.append([weight.grad for weight in network.parameters()])
+    near = 1e-4 if dtype == torch.float32 else 0.05
+    for blocked, plain in zip(*found, strict=True):
+        assert blocked is not None and plain is not None
+        assert (blocked - plain).norm() < near * plain.norm()

@@ -54,6 +54,19 @@ def test_the_same_line_starts_goes_on_and_ends(start: Start, tmp_path: Path) -> 
     assert not (tmp_path / "outputs" / "day" / "1").exists()
 
 
+def test_a_run_keeps_its_precision_on_another_processor(start: Start, tmp_path: Path) -> None:
+    amp = ("trainer=amp", "trainer.accelerator=cpu")
+    first, _ = start(*amp)
+    other = {"bf16-mixed": "32-true", "32-true": "bf16-mixed"}[first["run"]["precision"]]
+    folder = tmp_path / "outputs" / "day" / "0"
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(f"precision: {first['run']['precision']}", f"precision: {other}"))
+    (folder / "results.json").unlink()
+    second, trained = start(*amp)
+    assert trained and second["run"]["precision"] == other
+    assert (folder / "results.json").exists()
+
+
 @pytest.mark.parametrize("lost", ["results.json", "last.ckpt"])
 def test_an_unfinished_run_goes_on_in_its_own_folder(start: Start, tmp_path: Path, lost: str) -> None:
     start()

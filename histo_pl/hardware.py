@@ -77,9 +77,16 @@ def fast_precision(accelerator: str = "auto") -> str:
 
 def multiplies_bfloat16() -> bool:
     """Tell if the processor has instructions for products of bfloat16; False where PyTorch does not say it."""
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private functions, which a release may drop
-    checks = (getattr(torch.cpu, name, None) for name in names)
-    return any(check() for check in checks if check is not None)
+    return processor_class() in ("AMX", "AVX512_BF16")
+
+
+def processor_class() -> str:
+    """Name the processor's instructions for products: AMX, AVX512_BF16, or PyTorch's name of its lesser ones."""
+    # Private functions, which a release may drop.
+    names = {"AMX": "_is_amx_tile_supported", "AVX512_BF16": "_is_avx512_bf16_supported"}
+    checks = {name: getattr(torch.cpu, function, None) for name, function in names.items()}
+    found = (name for name, check in checks.items() if check is not None and check())
+    return next(found, torch.backends.cpu.get_cpu_capability())
 
 
 def release_freed_memory() -> None:

@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Callable
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(json.loads(sys.argv[1])["onednn"]))  # read as TensorFlow is imported
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
+from tensorflow.python.util import _pywrap_util_port
 
 warnings.filterwarnings("ignore")
 
@@ -24,7 +26,8 @@ warnings.filterwarnings("ignore")
 class Tasks:
     """As `histo_pl.benchmark.tasks.Tasks`."""
 
-    def __init__(self, root: str, image_size: int, batch_size: int, **_: object) -> None:
+    def __init__(self, root: str, image_size: int, batch_size: int, policy: str = "float32", **_: object) -> None:
+        keras.mixed_precision.set_global_policy(policy)
         self.size, self.batch_size = image_size, batch_size
         generator = ImageDataGenerator(
             rescale=1 / 255,
@@ -78,7 +81,7 @@ def build(size: int) -> keras.Model:
             layers.MaxPooling2D(),
             layers.Flatten(),
             layers.Dense(256, activation="sigmoid"),
-            layers.Dense(1, activation="sigmoid"),
+            layers.Dense(1, activation="sigmoid", dtype="float32"),  # as Keras advises for mixed precision
         ]
     )
     model.compile(optimizer="adam", loss="binary_crossentropy", metrics=["accuracy"])
@@ -88,7 +91,10 @@ def build(size: int) -> keras.Model:
 if __name__ == "__main__":
     answers, sys.stdout = sys.stdout, sys.stderr
     tasks = Tasks(**json.loads(sys.argv[1]))
-    versions = {"versions": f"Keras {keras.__version__}, TensorFlow {tf.__version__}"}
+    versions = {
+        "versions": f"Keras {keras.__version__}, TensorFlow {tf.__version__}",
+        "onednn": _pywrap_util_port.IsMklEnabled(),
+    }
     for line in sys.stdin:
         request = json.loads(line)
         figures = getattr(tasks, request.pop("task"))(**request)

@@ -6,15 +6,21 @@ python docs/benchmarks/versus_keras.py --keras keras/bin/python --plot docs/imag
 
 import argparse
 import json
+import statistics
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from histo_pl.benchmark.limits import least_step
 from histo_pl.benchmark.run import describe_machine, figure, prepare, start_worker
 from histo_pl.benchmark.workers import BenchmarkWorker, alternate, ratio, table
+from histo_pl.hardware import multiplies_bfloat16
 
 PEER = Path(__file__).with_name("keras_peer.py")
-KERAS = "Keras on TensorFlow"
+KERAS = "Keras on TensorFlow, oneDNN"
+PLAIN = "Keras on TensorFlow, no oneDNN"
+MIXED = "Keras on TensorFlow, oneDNN, mixed_bfloat16"
+OURS, FAST = "here, float32", "here, fast_cpu"
 STEP, INPUT, EPOCH = "training step", "input with the notebook's augmentation", "training epoch, input included"
 
 Setting = dict[str, str | int]
@@ -41,19 +47,40 @@ def main() -> None:
 def measure(setting: Setting, keras: str, rounds: int) -> dict[str, Figures]:
     """Hold the three contests, print each one's table, and return milliseconds a tile by contest and worker."""
     with ExitStack() as running:
-        start = running.enter_context
-        peer = start(BenchmarkWorker([keras, str(PEER), json.dumps(setting)]))
-        single = start(start_worker(setting, precision="32-true"))
-        ours = {cache: start(start_worker(setting, cache=cache)) for cache in ("none", "ram", "disk")}
-        print(f"{describe_machine()}, {peer.ask('step', steps=1)['versions']}", flush=True)
-        step = {"here, float32": single, "here, fast_cpu": ours["disk"]}
+
+        def start_peer(*, onednn: bool, policy: str = "float32") -> BenchmarkWorker:
+            own = setting | {"onednn": onednn, "policy": policy}
+            worker = running.enter_context(BenchmarkWorker([keras, str(PEER), json.dumps(own)]))
+            if worker.ask("step", steps=1)["onednn"] != onednn:
+                raise SystemExit(f"TensorFlow does not do as it is told: oneDNN {'off' if onednn else 'on'}.")
+            return worker
+
+        peers = {KERAS: start_peer(onednn=True), PLAIN: start_peer(onednn=False)}
+        bfloat16 = {MIXED: start_peer(onednn=True, policy="mixed_bfloat16")} if multiplies_bfloat16() else {}
+        single = running.enter_context(start_worker(setting, precision="32-true"))
+        ours = {cache: running.enter_context(start_worker(setting, cache=cache)) for cache in ("none", "ram", "disk")}
+        fast = {FAST: ours["disk"]}
+        print(f"{describe_machine()}, {peers[KERAS].ask('step', steps=1)['versions']}", flush=True)
+        step = contest(STEP, rounds, peers | bfloat16 | {OURS: single} | fast, "step", steps=2)
+        print(f"\n{shares_of_limit(step, single, ours['disk'], int(setting['batch_size']))}", flush=True)
         caches = {f"here, cache={cache}": one for cache, one in ours.items()}
-        fast = {"here, fast_cpu": ours["disk"]}
         return {
-            STEP: contest(STEP, rounds, {KERAS: peer} | step, "step", steps=2),
-            INPUT: contest(INPUT, rounds, {KERAS: peer} | caches, "input", batches=4),
-            EPOCH: contest(EPOCH, max(1, rounds - 2), {KERAS: peer} | fast, "epoch"),
+            STEP: step,
+            INPUT: contest(INPUT, rounds, {KERAS: peers[KERAS]} | caches, "input", batches=4),
+            EPOCH: contest(EPOCH, rounds, {KERAS: peers[KERAS]} | fast, "epoch"),
         }
+
+
+def shares_of_limit(step: Figures, single: BenchmarkWorker, fast: BenchmarkWorker, batch_size: int) -> str:
+    """Tell how much of the time of a step, the median, the processor's arithmetic and memory need at least."""
+    least = {"float32": single.ask("limits"), "mixed": fast.ask("limits")}
+    lines = []
+    for name, values in step.items():
+        mixed = name in (MIXED, FAST)
+        work = least["mixed" if mixed else "float32"]
+        share = 1000 * least_step(work) / batch_size / statistics.median(values)
+        lines.append(f"{name}: {share:.0%} at {work['flops'] / 1e9:.0f} billion operations a second")
+    return f"Share of the limit, of {work['step_flops'] / 1e9:.0f} billion operations: {'; '.join(lines)}."
 
 
 def contest(title: str, rounds: int, workers: dict[str, BenchmarkWorker], task: str, **options: int) -> Figures:
@@ -71,10 +98,10 @@ def draw(results: dict[str, Figures], file: Path) -> None:
     for axis, (title, workers) in zip(axes, results.items(), strict=True):
         base = next(iter(workers.values()))
         shares = [ratio(values, base) for values in workers.values()]
-        bars = axis.barh(list(workers), shares, color=["#8a8f98", *["#1f6f8b"] * (len(shares) - 1)])
+        bars = axis.barh(list(workers), shares, color=["#8a8f98" if "Keras" in one else "#1f6f8b" for one in workers])
         axis.bar_label(bars, [f"{share:.2f}" for share in shares], padding=3)
         axis.set_title(title, fontsize=10)
-        axis.set(xlim=(0, 1.2), xlabel="time, Keras on TensorFlow = 1")
+        axis.set(xlim=(0, 1.15 * max(shares)), xlabel="time, Keras on TensorFlow with oneDNN = 1")
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
     drawing.savefig(file, dpi=120)

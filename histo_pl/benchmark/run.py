@@ -21,7 +21,7 @@ from histo_pl.benchmark.notebook import untrained_model
 from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
 from histo_pl.data.synthetic.tissue import Stain, draw_tile
 from histo_pl.errors import UserError
-from histo_pl.hardware import usable_cores
+from histo_pl.hardware import processor_class, usable_cores
 from histo_pl.models.checkpoint import save_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def describe_machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    processor = f"{usable_cores()} cores of {name} ({torch.backends.cpu.get_cpu_capability()})"
+    processor = f"{usable_cores()} cores of {name} ({processor_class()})"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{time.strftime('%Y-%m-%d')}, {processor}{gpu}, PyTorch {torch.__version__}"
 

@@ -169,9 +169,28 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
         Images of the same shape and type; bytes are rounded.
     """
     dtype = torch.float64 if images.is_floating_point() else torch.float32
-    grid = _grid(matrices.to(images.device, dtype), *images.shape[-2:])
-    warped = grid_sample(images.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return (warped if images.is_floating_point() else warped.round_()).to(images.dtype)
+    matrices = matrices.to(images.device, dtype)
+    warped = torch.empty(images.shape, dtype=images.dtype, device=images.device)
+    if images.device.type == "cpu":
+        for place, image, matrix in zip(warped, images, matrices, strict=True):
+            _warp_in_strips(place, image.to(dtype), matrix)
+        return warped
+    return warped.copy_(_sample(images.to(dtype), _grid(matrices, *images.shape[-2:]), warped.dtype))
+
+
+def _warp_in_strips(place: Tensor, image: Tensor, matrix: Tensor) -> None:
+    """Warp one image, (C, H, W), which so stays in the processor's cache, each thread a strip of its rows."""
+    channels, height, width = image.shape
+    strips = math.gcd(height, torch.get_num_threads())
+    grid = _grid(matrix[None], height, width).view(strips, height // strips, width, 2)
+    warped = _sample(image.expand(strips, -1, -1, -1), grid, place.dtype)
+    place.view(channels, strips, height // strips, width).copy_(warped.transpose(0, 1))
+
+
+def _sample(images: Tensor, grid: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sample floats; round them if they are to become bytes."""
+    sampled = grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled if dtype.is_floating_point else sampled.round_()
 
 
 def _grid(matrices: Tensor, height: int, width: int) -> Tensor:

@@ -8,7 +8,9 @@ import argparse
 import json
 import statistics
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from histo_pl.benchmark.limits import least_step
@@ -45,42 +47,48 @@ def main() -> None:
 
 
 def measure(setting: Setting, keras: str, rounds: int) -> dict[str, Figures]:
-    """Hold the three contests, print each one's table, and return milliseconds a tile by contest and worker."""
+    """Hold the contests, each between processes of its own: all together they would not fit the memory."""
+
+    def peer(*, onednn: bool = True, policy: str = "float32") -> BenchmarkWorker:
+        own = setting | {"onednn": onednn, "policy": policy}
+        return BenchmarkWorker([keras, str(PEER), json.dumps(own)])
+
+    settings = {KERAS: peer, PLAIN: partial(peer, onednn=False)}
+    settings |= {MIXED: partial(peer, policy="mixed_bfloat16")} if multiplies_bfloat16() else {}
+    with together(settings) as workers:
+        found = {name: worker.ask("step", steps=1) for name, worker in workers.items()}
+        print(f"{describe_machine()}, {found[KERAS]['versions']}", flush=True)
+        if [one["onednn"] for one in found.values()] != [name != PLAIN for name in found]:
+            raise SystemExit("TensorFlow does not take oneDNN, or does not leave it, as it is told.")
+        contest("training step in Keras", rounds, workers, "step", steps=2)
+    contenders = {KERAS: peer, OURS: partial(start_worker, setting, precision="32-true")}
+    contenders |= {FAST: partial(start_worker, setting)}
+    with together(contenders) as workers:
+        step = contest(STEP, rounds, workers, "step", steps=2)
+        print(f"\n{shares_of_limit(step, workers, int(setting['batch_size']))}", flush=True)
+    caches = {f"here, cache={one}": partial(start_worker, setting, cache=one) for one in ("none", "ram", "disk")}
+    with together({KERAS: peer} | caches) as workers:
+        read = contest(INPUT, rounds, workers, "input", batches=4)
+    with together({KERAS: peer, FAST: partial(start_worker, setting, cache="disk")}) as workers:
+        return {STEP: step, INPUT: read, EPOCH: contest(EPOCH, rounds, workers, "epoch")}
+
+
+@contextmanager
+def together(start: Mapping[str, Callable[[], BenchmarkWorker]]) -> Iterator[dict[str, BenchmarkWorker]]:
+    """Start workers, and end them."""
     with ExitStack() as running:
-
-        def start_peer(*, onednn: bool, policy: str = "float32") -> BenchmarkWorker:
-            own = setting | {"onednn": onednn, "policy": policy}
-            worker = running.enter_context(BenchmarkWorker([keras, str(PEER), json.dumps(own)]))
-            if worker.ask("step", steps=1)["onednn"] != onednn:
-                raise SystemExit(f"TensorFlow does not do as it is told: oneDNN {'off' if onednn else 'on'}.")
-            return worker
-
-        peers = {KERAS: start_peer(onednn=True), PLAIN: start_peer(onednn=False)}
-        bfloat16 = {MIXED: start_peer(onednn=True, policy="mixed_bfloat16")} if multiplies_bfloat16() else {}
-        single = running.enter_context(start_worker(setting, precision="32-true"))
-        ours = {cache: running.enter_context(start_worker(setting, cache=cache)) for cache in ("none", "ram", "disk")}
-        fast = {FAST: ours["disk"]}
-        print(f"{describe_machine()}, {peers[KERAS].ask('step', steps=1)['versions']}", flush=True)
-        step = contest(STEP, rounds, peers | bfloat16 | {OURS: single} | fast, "step", steps=2)
-        print(f"\n{shares_of_limit(step, single, ours['disk'], int(setting['batch_size']))}", flush=True)
-        caches = {f"here, cache={cache}": one for cache, one in ours.items()}
-        return {
-            STEP: step,
-            INPUT: contest(INPUT, rounds, {KERAS: peers[KERAS]} | caches, "input", batches=4),
-            EPOCH: contest(EPOCH, rounds, {KERAS: peers[KERAS]} | fast, "epoch"),
-        }
+        yield {name: running.enter_context(worker()) for name, worker in start.items()}
 
 
-def shares_of_limit(step: Figures, single: BenchmarkWorker, fast: BenchmarkWorker, batch_size: int) -> str:
+def shares_of_limit(step: Figures, workers: Mapping[str, BenchmarkWorker], batch_size: int) -> str:
     """Tell how much of the time of a step, the median, the processor's arithmetic and memory need at least."""
-    least = {"float32": single.ask("limits"), "mixed": fast.ask("limits")}
+    single, fast = (workers[name].ask("limits") for name in (OURS, FAST))
     lines = []
     for name, values in step.items():
-        mixed = name in (MIXED, FAST)
-        work = least["mixed" if mixed else "float32"]
+        work = fast if name == FAST else single
         share = 1000 * least_step(work) / batch_size / statistics.median(values)
         lines.append(f"{name}: {share:.0%} at {work['flops'] / 1e9:.0f} billion operations a second")
-    return f"Share of the limit, of {work['step_flops'] / 1e9:.0f} billion operations: {'; '.join(lines)}."
+    return f"Share of the limit, of {single['step_flops'] / 1e9:.0f} billion operations: {'; '.join(lines)}."
 
 
 def contest(title: str, rounds: int, workers: dict[str, BenchmarkWorker], task: str, **options: int) -> Figures:

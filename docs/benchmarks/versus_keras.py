@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from histo_pl.benchmark.limits import least_step
 from histo_pl.benchmark.run import describe_machine, figure, prepare, start_worker
@@ -22,8 +23,10 @@ PEER = Path(__file__).with_name("keras_peer.py")
 KERAS = "Keras on TensorFlow, oneDNN"
 PLAIN = "Keras on TensorFlow, no oneDNN"
 MIXED = "Keras on TensorFlow, oneDNN, mixed_bfloat16"
+KERASES = (KERAS, PLAIN, MIXED)
 OURS, FAST = "here, float32", "here, fast_cpu"
-STEP, INPUT, EPOCH = "training step", "input with the notebook's augmentation", "training epoch, input included"
+KERAS_STEP, STEP = "training step in Keras", "training step"
+INPUT, EPOCH = "input with the notebook's augmentation", "training epoch, input included"
 
 Setting = dict[str, str | int]
 Figures = dict[str, list[float]]
@@ -37,40 +40,40 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--tiles", type=int, default=500, help="of which four fifths train")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("keras", "step", "input", "epoch"), help="one of the contests")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(folder, options.image_size, options.batch_size, options.tiles)
-        results = measure(setting, options.keras, options.rounds)
+        results = measure(setting, options.keras, options.rounds, options.only)
     if options.plot:
-        draw(results, options.plot)
+        draw({title: found for title, found in results.items() if title != KERAS_STEP}, options.plot)
 
 
-def measure(setting: Setting, keras: str, rounds: int) -> dict[str, Figures]:
+def measure(setting: Setting, keras: str, rounds: int, only: str | None) -> dict[str, Figures]:
     """Hold the contests, each between processes of its own: all together they would not fit the memory."""
 
     def peer(*, onednn: bool = True, policy: str = "float32") -> BenchmarkWorker:
         own = setting | {"onednn": onednn, "policy": policy}
         return BenchmarkWorker([keras, str(PEER), json.dumps(own)])
 
-    settings = {KERAS: peer, PLAIN: partial(peer, onednn=False)}
-    settings |= {MIXED: partial(peer, policy="mixed_bfloat16")} if multiplies_bfloat16() else {}
-    with together(settings) as workers:
-        found = {name: worker.ask("step", steps=1) for name, worker in workers.items()}
-        print(f"{describe_machine()}, {found[KERAS]['versions']}", flush=True)
-        if [one["onednn"] for one in found.values()] != [name != PLAIN for name in found]:
-            raise SystemExit("TensorFlow does not take oneDNN, or does not leave it, as it is told.")
-        contest("training step in Keras", rounds, workers, "step", steps=2)
-    contenders = {KERAS: peer, OURS: partial(start_worker, setting, precision="32-true")}
-    contenders |= {FAST: partial(start_worker, setting)}
-    with together(contenders) as workers:
-        step = contest(STEP, rounds, workers, "step", steps=2)
-        print(f"\n{shares_of_limit(step, workers, int(setting['batch_size']))}", flush=True)
+    kerases = {KERAS: peer, PLAIN: partial(peer, onednn=False)}
+    kerases |= {MIXED: partial(peer, policy="mixed_bfloat16")} if multiplies_bfloat16() else {}
+    steps = {
+        KERAS: peer,
+        OURS: partial(start_worker, setting, precision="32-true"),
+        FAST: partial(start_worker, setting),
+    }
     caches = {f"here, cache={one}": partial(start_worker, setting, cache=one) for one in ("none", "ram", "disk")}
-    with together({KERAS: peer} | caches) as workers:
-        read = contest(INPUT, rounds, workers, "input", batches=4)
-    with together({KERAS: peer, FAST: partial(start_worker, setting, cache="disk")}) as workers:
-        return {STEP: step, INPUT: read, EPOCH: contest(EPOCH, rounds, workers, "epoch")}
+    epochs = {KERAS: peer, FAST: partial(start_worker, setting, cache="disk")}
+    contests = {
+        "keras": lambda: contest(KERAS_STEP, rounds, kerases, "step", steps=2),
+        "step": lambda: contest(STEP, rounds, steps, "step", steps=2),
+        "input": lambda: contest(INPUT, rounds, {KERAS: peer} | caches, "input", batches=4),
+        "epoch": lambda: contest(EPOCH, rounds, epochs, "epoch"),
+    }
+    print(describe_machine(), flush=True)
+    return dict(held() for name, held in contests.items() if only in (None, name))
 
 
 @contextmanager
@@ -80,22 +83,35 @@ def together(start: Mapping[str, Callable[[], BenchmarkWorker]]) -> Iterator[dic
         yield {name: running.enter_context(worker()) for name, worker in start.items()}
 
 
-def shares_of_limit(step: Figures, workers: Mapping[str, BenchmarkWorker], batch_size: int) -> str:
+def shares_of_limit(step: Figures, workers: Mapping[str, BenchmarkWorker]) -> str:
     """Tell how much of the time of a step, the median, the processor's arithmetic and memory need at least."""
     single, fast = (workers[name].ask("limits") for name in (OURS, FAST))
     lines = []
     for name, values in step.items():
         work = fast if name == FAST else single
-        share = 1000 * least_step(work) / batch_size / statistics.median(values)
+        share = 1000 * least_step(work) / work["batch_size"] / statistics.median(values)
         lines.append(f"{name}: {share:.0%} at {work['flops'] / 1e9:.0f} billion operations a second")
     return f"Share of the limit, of {single['step_flops'] / 1e9:.0f} billion operations: {'; '.join(lines)}."
 
 
-def contest(title: str, rounds: int, workers: dict[str, BenchmarkWorker], task: str, **options: int) -> Figures:
-    """Have all workers do a task in turns, and print the table."""
-    found = alternate({name: figure(one, task, **options) for name, one in workers.items()}, rounds)
-    print(f"\n{table(title, 'ms a tile', found)}", flush=True)
-    return found
+def contest(
+    title: str, rounds: int, start: Mapping[str, Callable[[], BenchmarkWorker]], task: str, **options: int
+) -> tuple[str, Figures]:
+    """Have workers do a task in turns, print the table, and return it with its title."""
+    with together(start) as workers:
+        versions = check_peers({name: one.ask("step", steps=1) for name, one in workers.items() if name in KERASES})
+        found = alternate({name: figure(one, task, **options) for name, one in workers.items()}, rounds)
+        print(f"\n{versions}\n\n{table(title, 'ms a tile', found)}", flush=True)
+        if title == STEP:
+            print(f"\n{shares_of_limit(found, workers)}", flush=True)
+    return title, found
+
+
+def check_peers(peers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return TensorFlow's version; refuse one that does not take oneDNN, or does not leave it, as it is told."""
+    if any(answer["onednn"] != (name != PLAIN) for name, answer in peers.items()):
+        raise SystemExit(f"TensorFlow does not use oneDNN as it is told: {peers}")
+    return next(iter(peers.values()))["versions"]
 
 
 def draw(results: dict[str, Figures], file: Path) -> None:

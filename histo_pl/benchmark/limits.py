@@ -47,9 +47,9 @@ def work_of(model_config: Mapping[str, Any], batch_size: int, *, mixed: bool) ->
         mixed: Activations are bfloat16, otherwise float32.
 
     Returns:
-        `step_flops`, of all convolutions and matrix products, forward and backward, as PyTorch's `FlopCounterMode`
-        counts them, and `step_bytes`: what the constants above say of each weight and each layer's output. What a cache
-        or a fused layer saves of it is not counted, nor what conversions add.
+        `batch_size`; `step_flops`, of all convolutions and matrix products, forward and backward, as PyTorch's
+        `FlopCounterMode` counts them; and `step_bytes`: what the constants above say of each weight and each layer's
+        output. What a cache or a fused layer saves of it is not counted, nor what conversions add.
     """
     elements: list[int] = []
     images = torch.zeros(
@@ -65,6 +65,7 @@ def work_of(model_config: Mapping[str, Any], batch_size: int, *, mixed: bool) ->
     width = 2 if mixed else 4
     weights = sum(weight.numel() for weight in network.parameters())
     return {
+        "batch_size": batch_size,
         "step_flops": counter.get_total_flops(),
         "step_bytes": (WEIGHT_TRAFFIC + WEIGHT_PASSES * width) * weights + OUTPUT_PASSES * width * sum(elements),
     }

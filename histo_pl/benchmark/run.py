@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from PIL import Image
 
 from histo_pl.benchmark.limits import least_step
 from histo_pl.benchmark.notebook import untrained_model
-from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
+from histo_pl.benchmark.workers import BenchmarkWorker, alternate, ratio, table
 from histo_pl.data.synthetic.tissue import Stain, draw_tile
 from histo_pl.errors import UserError
-from histo_pl.hardware import processor_class, usable_cores
+from histo_pl.hardware import fast_precision, processor_class, usable_cores
 from histo_pl.models.checkpoint import save_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,6 +29,8 @@ DRAWN = 16  # different tiles; the others are copies of them
 CLASSES = ("benign", "malignant")
 QUALITY = 90  # of the JPEGs
 SMALL = 224  # pixels, of the image whose prediction is timed from the start of Python
+SINGLE, FAST = "freed memory kept", "as experiment=fast_*"  # settings of a step
+SINGLE_PRECISION = "32-true"  # Lightning's name
 PEAKS = {"VmHWM": "of the process", "device": "on the GPU"}
 PREDICTIONS = {"bare loop over tiles in memory": "bare", "folder of files": "folder"}
 
@@ -142,15 +144,29 @@ def _input(setting: dict[str, Any], batches: int, rounds: int) -> str:
 def _step(setting: dict[str, Any], rounds: int) -> str:
     with ExitStack() as running:
         plain = running.enter_context(start_worker(setting, fast=False))
-        single = running.enter_context(start_worker(setting, precision="32-true"))
+        single = running.enter_context(start_worker(setting, precision=SINGLE_PRECISION))
         fast = running.enter_context(start_worker(setting))
         measures = {
             "freed memory returned": figure(plain, "step", steps=2),
-            "freed memory kept": figure(single, "step", steps=2),
-            "as experiment=fast_*": figure(fast, "step", steps=2),
+            SINGLE: figure(single, "step", steps=2),
+            FAST: figure(fast, "step", steps=2),
         }
-        found = table("training step", "ms a tile", alternate(measures, rounds))
-        return f"{found}\n\n{_share_of_limits(fast, setting['batch_size'])}"
+        found = alternate(measures, rounds)
+        lines = (
+            table("training step", "ms a tile", found),
+            _faster(found),
+            _share_of_limits(fast, setting["batch_size"]),
+        )
+        return "\n\n".join(lines)
+
+
+def _faster(found: Mapping[str, Sequence[float]]) -> str:
+    """Tell which arithmetic is faster here, and which trainer=amp takes."""
+    precision = fast_precision()
+    if precision == SINGLE_PRECISION:
+        return f"trainer=amp takes {precision} here."
+    faster = precision if ratio(found[FAST], found[SINGLE]) < 1 else SINGLE_PRECISION
+    return f"Faster here: {faster}. trainer=amp takes {precision}."
 
 
 def _share_of_limits(fast: BenchmarkWorker, batch_size: int) -> str:

@@ -48,6 +48,7 @@ NUMBERS: dict[str, tuple[Any, int]] = {
     "optim.lr": (int | float, 0),
     "trainer.max_epochs": (int, 1),
 }
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ARITHMETIC = ("channels_last", "compile", "matmul_precision")  # keys of the trainer that are not Lightning's
 TASKS = "SLURM_NTASKS"  # in the environment of a job: its processes
 UNBUILT = ("weights", "trainable")  # keys of the model that do not build the network
@@ -206,14 +207,13 @@ def make_trainer(config: DictConfig, callbacks: Sequence[L.Callback]) -> L.Train
             default_root_dir=config.run_dir,
             plugins=[AtomicCheckpointIO(), *_cluster()],
         )
-    _check_tasks(trainer.world_size)
-    log.info("Device: %s, precision %s.", trainer.strategy.root_device, trainer.precision)
-    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if in_sweep and trainer.world_size > 1:
+    _check_processes(trainer.world_size)
+    if trainer.precision not in PRECISIONS:
         raise UserError(
-            f"A sweep must know that its jobs use several processes. Expected trainer=ddp, or a number as "
-            f"trainer.devices. Received: {trainer.world_size} processes"
+            f"trainer.precision is not as expected. Expected one of {', '.join(PRECISIONS)}: weights are float32. "
+            f"Received: {config.trainer.precision}"
         )
+    log.info("Device: %s, precision %s.", trainer.strategy.root_device, trainer.precision)
     return trainer
 
 
@@ -224,14 +224,20 @@ def _cluster() -> list[ClusterEnvironment]:
     return [LightningEnvironment() if os.environ[TASKS] == "1" else SLURMEnvironment(auto_requeue=False)]
 
 
-def _check_tasks(world_size: int) -> None:
-    """Refuse tasks of SLURM that are not the processes of the run."""
+def _check_processes(count: int) -> None:
+    """Refuse tasks of SLURM that are not the processes of the run, and several processes that a sweep was not told."""
     tasks = os.environ[TASKS] if SLURMEnvironment.detect() else "1"
-    if tasks not in ("1", str(world_size)):
+    if tasks not in ("1", str(count)):
         raise UserError(
             f"SLURM has started another number of processes than the trainer uses. Expected a task each, or one task: "
             f"with trainer=ddp, --ntasks-per-node as trainer.devices and --nodes as trainer.num_nodes. "
-            f"Received: {tasks} tasks for {world_size} processes"
+            f"Received: {tasks} tasks for {count} processes"
+        )
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and count > 1:
+        raise UserError(
+            f"A sweep must know that its jobs use several processes. Expected trainer=ddp, or a number as "
+            f"trainer.devices. Received: {count} processes"
         )
 
 

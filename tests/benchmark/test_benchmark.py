@@ -7,7 +7,7 @@ import pytest
 
 from histo_pl.benchmark import BenchmarkWorker, alternate, benchmark, table
 from histo_pl.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, draw_image
 
 ECHO = """
 import json, sys
@@ -62,6 +62,7 @@ def test_the_benchmark_measures_everything(capsys: pytest.CaptureFixture[str]) -
     report = capsys.readouterr().out
     for name in ("input", "training step", "training epoch", "prediction", "start", "cache=disk", "folder of files"):
         assert name in report
+    assert re.search(r"trainer=amp takes (bf16-mixed|32-true)", report)
     assert re.search(r"a step takes [\d.]+ ms at least, which is \d+%[^\n]*Peak memory: [\d.]+ GB", report)
 
 
@@ -85,6 +86,15 @@ def test_the_whole_job_is_run_on_a_processor_too() -> None:
 @pytest.mark.parametrize(("script", "told"), [("gpu.py", "fine"), ("gpu_inputs.py", "predict.py, start included")])
 def test_a_gpus_scripts_are_run_on_a_processor_too(script: str, told: str) -> None:
     assert told in run_script(script, "--try")
+
+
+@pytest.mark.slow
+def test_predictions_are_compared(trained: Path, tmp_path: Path) -> None:
+    for number in range(20):
+        draw_image(tmp_path / "tiles" / f"{number}.png", number, (32, 32))
+    arguments = (str(tmp_path / "tiles"), str(trained), "--count", "40", "--rounds", "1")
+    assert "| Predictor, onnxruntime |" in run_script("prediction.py", *arguments)
+    assert re.search(r"\| 16 shards in turn, merged \|.*e-\d+ \|", run_script("engines.py", *arguments))
 
 
 def test_the_scripts_are_where_the_page_says() -> None:

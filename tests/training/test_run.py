@@ -249,6 +249,7 @@ def test_program_trains_on_two_processes_in_one_folder(tmp_path: Path) -> None:
         (("data=folder",), "data.root=FOLDER"),
         (("data=folder", "data.root='nowhere, (really)'"), r"nowhere, \(really\)"),
         (("model.dense_activation=tanh", *TINY, *TINY_DEMO), "sigmoid or relu"),
+        (("trainer.precision=64-true", *TINY, *TINY_DEMO), "32-true, bf16-mixed"),
         (("trainer=gpu", "trainer.devices=99", *TINY[1:2], *TINY_DEMO, "data.image_size=32"), "gpu"),
         (("data.root=data",), "data=folder"),
         (("data.image_size=big",), r"data\.image_size"),

@@ -30,7 +30,7 @@ from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
 from histo_pl.hardware import keep_freed_memory, usable_cores
 from histo_pl.images import find_files, is_image, read_tile
 
-BATCH = 16
+BATCH = 32
 BARE, FOLDER, ONNX, PLAIN = "network alone", "Predictor", "Predictor, onnxruntime", "a plain DataLoader script"
 
 

@@ -26,7 +26,7 @@ from histo_pl.models.views import dihedral_views
 from histo_pl.probability import label_of, to_probability
 
 Item = TypeVar("Item")
-BATCH_SIZE, GPU_BATCH_SIZE = 16, 32  # files; on a processor more take memory and no less time (docs/benchmarks.md)
+BATCH_SIZE = 32  # files: of 16 a folder takes 2 to 5% longer on a processor (docs/benchmarks.md)
 READ_AHEAD = 2  # batches that are read while the network looks at another
 RELEASE_EVERY = 32  # batches: what many allocations leave between them would grow with their number
 
@@ -90,7 +90,7 @@ class Predictor:
     Args:
         model: A loaded model.
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
-        batch_size: Files a batch; None: `BATCH_SIZE` on a processor, `GPU_BATCH_SIZE` on another device.
+        batch_size: Files a batch; None: `BATCH_SIZE`.
         tta: Answer by the mean logit of a tile's eight views, turned by quarters and mirrored, which takes
             eight times as long (test-time augmentation), and by the temperature, threshold and band that were chosen
             for it; those of single views, if none were (`TrainedModel.decision_tta`).
@@ -118,7 +118,7 @@ class Predictor:
             raise UserError(f"This device cannot be used. Expected auto or cpu. Received: {device}") from error
         self.model = model.of_views() if tta else model
         self.device = device
-        self.batch_size = batch_size or (BATCH_SIZE if device == "cpu" else GPU_BATCH_SIZE)
+        self.batch_size = batch_size or BATCH_SIZE
         self.tta = tta
 
     @property
@@ -237,7 +237,7 @@ class Predictor:
 
         def attempt(item: Item, place: Tensor) -> ImageError | None:
             try:
-                place.copy_(read(item))
+                place.numpy()[:] = read(item).numpy()  # PyTorch's copy would have threads of its own in each reader
             except ImageError as error:
                 return error
             return None

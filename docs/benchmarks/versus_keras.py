@@ -1,7 +1,7 @@
 """The notebook's job here and in Keras on TensorFlow, in turns, each in a process of its own.
 
 python -m venv keras && keras/bin/pip install tensorflow scipy pillow
-python docs/benchmarks/versus_keras.py --keras keras/bin/python --plot docs/images/benchmarks.png
+python docs/benchmarks/versus_keras.py --keras keras/bin/python
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 from histo_pl.benchmark.limits import least_step
 from histo_pl.benchmark.run import describe_machine, figure, prepare, start_worker
-from histo_pl.benchmark.workers import BenchmarkWorker, alternate, ratio, table
+from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
 from histo_pl.hardware import multiplies_bfloat16
 
 PEER = Path(__file__).with_name("keras_peer.py")
@@ -33,7 +33,7 @@ Figures = dict[str, list[float]]
 
 
 def main() -> None:
-    """Measure, print the tables, and draw them if asked."""
+    """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keras", required=True, metavar="PYTHON", help="a Python with tensorflow, scipy and pillow")
     parser.add_argument("--image-size", type=int, default=512)
@@ -41,16 +41,13 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=500, help="of which four fifths train")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("keras", "step", "input", "epoch"), help="one of the contests")
-    parser.add_argument("--plot", type=Path, metavar="PNG")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(folder, options.image_size, options.batch_size, options.tiles)
-        results = measure(setting, options.keras, options.rounds, options.only)
-    if options.plot:
-        draw({title: found for title, found in results.items() if title != KERAS_STEP}, options.plot)
+        measure(setting, options.keras, options.rounds, options.only)
 
 
-def measure(setting: Setting, keras: str, rounds: int, only: str | None) -> dict[str, Figures]:
+def measure(setting: Setting, keras: str, rounds: int, only: str | None) -> None:
     """Hold the contests, each between processes of its own: all together they would not fit the memory."""
 
     def peer(*, onednn: bool = True, policy: str = "float32") -> BenchmarkWorker:
@@ -73,7 +70,9 @@ def measure(setting: Setting, keras: str, rounds: int, only: str | None) -> dict
         "epoch": lambda: contest(EPOCH, rounds, epochs, "epoch"),
     }
     print(describe_machine(), flush=True)
-    return dict(held() for name, held in contests.items() if only in (None, name))
+    for name, hold in contests.items():
+        if only in (None, name):
+            hold()
 
 
 @contextmanager
@@ -96,15 +95,14 @@ def shares_of_limit(step: Figures, workers: Mapping[str, BenchmarkWorker]) -> st
 
 def contest(
     title: str, rounds: int, start: Mapping[str, Callable[[], BenchmarkWorker]], task: str, **options: int
-) -> tuple[str, Figures]:
-    """Have workers do a task in turns, print the table, and return it with its title."""
+) -> None:
+    """Have workers do a task in turns, and print the table."""
     with together(start) as workers:
         versions = check_peers({name: one.ask("step", steps=1) for name, one in workers.items() if name in KERASES})
         found = alternate({name: figure(one, task, **options) for name, one in workers.items()}, rounds)
         print(f"\n{versions}\n\n{table(title, 'ms a tile', found)}", flush=True)
         if title == STEP:
             print(f"\n{shares_of_limit(found, workers)}", flush=True)
-    return title, found
 
 
 def check_peers(peers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -112,23 +110,6 @@ def check_peers(peers: Mapping[str, Mapping[str, Any]]) -> str:
     if any(answer["onednn"] != (name != PLAIN) for name, answer in peers.items()):
         raise SystemExit(f"TensorFlow does not use oneDNN as it is told: {peers}")
     return next(iter(peers.values()))["versions"]
-
-
-def draw(results: dict[str, Figures], file: Path) -> None:
-    """Draw each worker's time as a share of Keras's."""
-    from matplotlib import pyplot as plt
-
-    drawing, axes = plt.subplots(1, len(results), figsize=(13, 2.6), layout="constrained")
-    for axis, (title, workers) in zip(axes, results.items(), strict=True):
-        base = next(iter(workers.values()))
-        shares = [ratio(values, base) for values in workers.values()]
-        bars = axis.barh(list(workers), shares, color=["#8a8f98" if "Keras" in one else "#1f6f8b" for one in workers])
-        axis.bar_label(bars, [f"{share:.2f}" for share in shares], padding=3)
-        axis.set_title(title, fontsize=10)
-        axis.set(xlim=(0, 1.15 * max(shares)), xlabel="time, Keras on TensorFlow with oneDNN = 1")
-        axis.invert_yaxis()
-        axis.spines[["top", "right"]].set_visible(False)
-    drawing.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":

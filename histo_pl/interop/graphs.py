@@ -19,7 +19,7 @@ from histo_pl.models.exported import FACTS_FILE, INSTALL_ONNX
 from histo_pl.storage import atomic_write_text
 
 OPSET = 18  # of ONNX: PyTorch's exporter writes it without a conversion
-BATCH = torch.export.Dim("batch", max=2**31 - 1)  # PyTorch 2.6 takes no range without an end
+BATCH = torch.export.Dim("batch", max=2**31 - 1)  # an end, without which some releases refuse it
 MOST_BYTES = 2**31 - 2**20  # of an ONNX file, which protobuf limits to 2 GiB
 WSINFER_SPEC = "1.0"  # of config.json
 

@@ -115,7 +115,7 @@ class KerasCNN(nn.Module):
 class _WideLinear(torch.autograd.Function):
     """A dense layer of many inputs, in float32, by oneDNN: MKL takes twice the time for a batch of 8.
 
-    oneDNN multiplies in half the time that conversions of the weights to bfloat16 and of their gradient back take.
+    In bfloat16 converting the weights, and their gradient back, costs more than the products gain.
     """
 
     @staticmethod

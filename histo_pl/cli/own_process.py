@@ -1,5 +1,6 @@
 """Jobs of a sweep that use several devices: each is a command of its own, which Lightning repeats on each device."""
 
+import os
 import subprocess
 import sys
 from collections import deque
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from histo_pl.cli.command_line import CONF, quote
 from histo_pl.cli.program import job_arguments
 from histo_pl.errors import UserError
-from histo_pl.signals import environment_of_child
+from histo_pl.signals import environment_of_child, set_stop_message
 from histo_pl.training.run_folder import read_results
 
 SINGLE = (1, "1", "auto")  # trainer.devices of one process, where the strategy is auto
@@ -41,6 +42,7 @@ def run_in_own_process(run_dir: str) -> dict[str, Any]:
     folder = [f"run_dir={run_dir}", f"hydra.run.dir={quote(run_dir)}"]
     program = CONF.with_name(f"{HydraConfig.get().job.name}.py")  # argv[0] may be submitit's
     command = [sys.executable, str(program), *job_arguments(), *folder]
+    set_stop_message(lambda: f"The job in {os.path.relpath(run_dir)} was not finished.")
     process = subprocess.Popen(
         command, env=environment_of_child(), stderr=subprocess.PIPE, text=True, errors="backslashreplace"
     )

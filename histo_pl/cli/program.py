@@ -85,7 +85,7 @@ def job() -> Iterator[None]:
         with one_line_errors(), _without_empty_folders():
             yield
         return
-    set_stop_suffix(" The sweep's later jobs were not run.")
+    set_stop_suffix("\nThe sweep's later jobs were not run.")
     note = Path(HydraConfig.get().runtime.output_dir, FAILED)
     note.unlink(missing_ok=True)
     try:

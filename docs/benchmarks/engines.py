@@ -18,6 +18,7 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
+from histo_pl.benchmark.workers import ratio
 from histo_pl.images import find_files, is_image
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,6 @@ def start(command: list[str], folder: Path) -> None:
 def row(contender: str, measured: list[float], first: list[float], folder: Path, count: int) -> str:
     """Compare a contender's table and times with those of one process."""
     median = statistics.median(measured)
-    ratio = statistics.median(mine / its for mine, its in zip(measured, first, strict=True))
     merged = folder / "merged.csv"
     wanted = read(table_of(CONTENDERS[0], folder))
     found = read(merged if "shards" in contender else table_of(contender, folder))
@@ -94,7 +94,7 @@ def row(contender: str, measured: list[float], first: list[float], folder: Path,
         raise SystemExit(f"{contender}: not the files of one process, or another order")
     worst = max(abs(found[file] - wanted[file]) for file in wanted)
     spread = f"{median:.1f} ({min(measured):.1f} to {max(measured):.1f})"
-    return f"| {contender} | {spread} | {count / median:.0f} | {ratio:.2f} | {worst:.1e} |"
+    return f"| {contender} | {spread} | {count / median:.0f} | {ratio(measured, first):.2f} | {worst:.1e} |"
 
 
 def read(table: Path) -> dict[str, float]:

@@ -16,10 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import cycle, islice
 from pathlib import Path
 
 import torch
+from engines import link_tiles
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -28,7 +28,7 @@ from histo_pl import Predictor, load_model
 from histo_pl.benchmark.run import describe_machine
 from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
 from histo_pl.hardware import keep_freed_memory, usable_cores
-from histo_pl.images import find_files, is_image, read_tile
+from histo_pl.images import find_files, read_tile
 
 BATCH = 32
 BARE, FOLDER, ONNX, PLAIN = "network alone", "Predictor", "Predictor, onnxruntime", "a plain DataLoader script"
@@ -48,14 +48,6 @@ def main() -> None:
         link_tiles(options.tiles, folder / "tiles", options.count)
         for number, run in enumerate(options.runs):
             print(f"\n{compare(run, folder, f'export{number}', options.rounds)}", flush=True)
-
-
-def link_tiles(tiles: Path, folder: Path, count: int) -> None:
-    """Link so many tiles, some of them more than once, into a folder."""
-    folder.mkdir()
-    files = [file for file in find_files(tiles) if is_image(file)]
-    for number, file in enumerate(islice(cycle(files), count)):
-        (folder / f"{number}{file.suffix}").symlink_to(file.resolve())
 
 
 def compare(run: Path, folder: Path, export: str, rounds: int) -> str:
@@ -80,7 +72,7 @@ def serve(setting: str) -> None:
     keep_freed_memory()
     asked = json.loads(setting)
     answer = {BARE: bare, FOLDER: of_files, ONNX: of_files, PLAIN: plain}[asked["name"]]
-    files = sorted(Path(asked["tiles"]).iterdir())
+    files = list(find_files(asked["tiles"]))
     work = answer(asked["model"], files)
     for _ in sys.stdin:
         started = time.perf_counter()

@@ -86,9 +86,9 @@ def keep_precision(config: DictConfig) -> None:
     Args:
         config: As `conf/train.yaml` composes it; its `trainer.precision` is set.
     """
-    file = Path(config.resume).with_name(CONFIG) if config.resume else None
-    if file is not None and file.is_file() and follows_machine(config):
-        config.trainer.precision = OmegaConf.select(OmegaConf.load(file), PRECISION, default=config.trainer.precision)
+    before = _interrupted_settings(config)
+    if before is not None and follows_machine(config):
+        config.trainer.precision = OmegaConf.select(before, PRECISION, default=config.trainer.precision)
 
 
 def follows_machine(config: DictConfig) -> bool:
@@ -108,10 +108,10 @@ def compare_with_interrupted_run(config: DictConfig) -> list[str]:
     Raises:
         UserError: A setting differs that the checkpoint brings along, such as the learning rate.
     """
-    file = Path(config.resume).with_name(CONFIG) if config.resume else None
-    if file is None or not file.is_file():
+    interrupted = _interrupted_settings(config)
+    if interrupted is None:
         return []
-    before = dict(leaves(OmegaConf.to_container(OmegaConf.load(file))))
+    before = dict(leaves(OmegaConf.to_container(interrupted)))
     now = dict(leaves(OmegaConf.to_container(config, resolve=True)))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     differing = [key for key in keys if not key.startswith(FREE) and not key.endswith("_target_")]
@@ -120,12 +120,18 @@ def compare_with_interrupted_run(config: DictConfig) -> list[str]:
     if fixed:
         raise UserError(
             f"The optimizer of a resumed run is its checkpoint's, settings included. Expected the settings of the "
-            f"interrupted run; or start a new run from its weights: model.weights={file.with_name(BEST)}. "
-            f"Received: {', '.join(fixed)}"
+            f"interrupted run; or start a new run from its weights: "
+            f"model.weights={Path(config.resume).with_name(BEST)}. Received: {', '.join(fixed)}"
         )
     if not changes:
         return []
     return [f"Resumed with other settings than before, so that the results are of both: {', '.join(changes.values())}."]
+
+
+def _interrupted_settings(config: DictConfig) -> Any:  # noqa: ANN401
+    """Load the config.yaml of the run that is gone on with; None if there is none."""
+    file = Path(config.resume).with_name(CONFIG) if config.resume else None
+    return OmegaConf.load(file) if file is not None and file.is_file() else None
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401

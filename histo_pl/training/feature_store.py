@@ -100,7 +100,8 @@ class FeatureStore:
         states = []
         for file in self.folder.glob("*/*.npz"):  # those that a killed process left half written too
             with suppress(OSError):
-                states.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+                state = file.stat()
+                states.append((state.st_mtime_ns, state.st_size, file))
         excess = sum(size for _, size, _ in states) - self.max_bytes
         for _, size, file in sorted(states):
             if excess <= 0:

@@ -118,7 +118,7 @@ def test_an_export_answers_as_its_checkpoint(
         assert getattr(again, name) == getattr(model, name)
 
 
-@pytest.mark.parametrize("threshold", [0.25, 1.0])
+@pytest.mark.parametrize("threshold", [0.5, 0.25, 1.0])
 def test_the_graph_of_qupath_decides_as_the_checkpoint(threshold: float, tmp_path: Path) -> None:
     model = make_model(KERAS, threshold=threshold)
     save_model(model, tmp_path / "model.ckpt")

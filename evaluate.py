@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
+from histo_pl.cli.command_line import fast_imports
 from histo_pl.cli.program import job, run_program
 
 
@@ -10,9 +11,10 @@ from histo_pl.cli.program import job, run_program
 def main(config: DictConfig) -> None:
     """Evaluate as `conf/evaluate.yaml` and the command line say."""
     with job():
-        from histo_pl.cli.build import evaluation_arguments
-        from histo_pl.evaluation.run import evaluate
-        from histo_pl.hardware import keep_freed_memory
+        with fast_imports():
+            from histo_pl.cli.build import evaluation_arguments
+            from histo_pl.evaluation.run import evaluate
+            from histo_pl.hardware import keep_freed_memory
 
         if config.keep_freed_memory:
             keep_freed_memory()

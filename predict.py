@@ -6,6 +6,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from histo_pl.cli.command_line import fast_imports
 from histo_pl.cli.program import command_line, job, run_program
 
 
@@ -13,7 +14,8 @@ from histo_pl.cli.program import command_line, job, run_program
 def main(config: DictConfig) -> None:
     """Predict as `conf/predict.yaml` and the command line say."""
     with job():
-        from histo_pl.inference.run import predict
+        with fast_imports():
+            from histo_pl.inference.run import predict
 
         arguments: Any = OmegaConf.to_container(config)
         if predict(**arguments, command_line=command_line):

@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
+from histo_pl.cli.command_line import fast_imports
 from histo_pl.cli.program import job, run_program
 from histo_pl.cli.resume import go_on_with_sweep
 
@@ -11,10 +12,11 @@ from histo_pl.cli.resume import go_on_with_sweep
 def main(config: DictConfig) -> float | None:
     """Train as `conf/train.yaml` says; return the validation loss, at least 0, or None for a failed job of a sweep."""
     with job():
-        from histo_pl.cli.auto_resume import follow_auto
-        from histo_pl.cli.build import training_arguments
-        from histo_pl.cli.own_process import needs_own_process, run_in_own_process
-        from histo_pl.training.run import run_training
+        with fast_imports():
+            from histo_pl.cli.auto_resume import follow_auto
+            from histo_pl.cli.build import training_arguments
+            from histo_pl.cli.own_process import needs_own_process, run_in_own_process
+            from histo_pl.training.run import run_training
 
         if needs_own_process(config):
             results = run_in_own_process(config.run_dir)

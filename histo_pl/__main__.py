@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from histo_pl.cli.command_line import one_line_errors, prepare_process
+from histo_pl.cli.command_line import fast_imports, one_line_errors, prepare_process
 from histo_pl.serving.limits import LIMITS, Limits
 
 CHECKPOINT = "a best.ckpt, a run's or a cross-validation's folder, or latest"
@@ -180,8 +180,9 @@ def _add_audit(commands: Any) -> None:  # noqa: ANN401
 
 
 def _audit(folders: Sequence[str], group_regex: str | None, exact_only: bool, **options: Any) -> str:  # noqa: ANN401
-    from histo_pl.audit.run import audit_tiles
-    from histo_pl.cli.data_options import source_options, split_arguments
+    with fast_imports():
+        from histo_pl.audit.run import audit_tiles
+        from histo_pl.cli.data_options import source_options, split_arguments
 
     folders, keys = split_arguments(folders)
     source = source_options(keys) | ({} if group_regex is None else {"group_regex": group_regex})
@@ -199,7 +200,8 @@ def _add_benchmark(commands: Any) -> None:  # noqa: ANN401
 
 
 def _benchmark(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.benchmark import benchmark
+    with fast_imports():
+        from histo_pl.benchmark import benchmark
 
     for part in benchmark(**options):
         print(part, flush=True, end="\n\n")
@@ -212,8 +214,9 @@ def _add_card(commands: Any) -> None:  # noqa: ANN401
 
 
 def _card(checkpoint: str) -> str:
-    from histo_pl.interop.model_card import format_card
-    from histo_pl.models.ensemble import load_original
+    with fast_imports():
+        from histo_pl.interop.model_card import format_card
+        from histo_pl.models.ensemble import load_original
 
     return format_card(*load_original(checkpoint)).rstrip()
 
@@ -230,7 +233,8 @@ def _add_export(commands: Any) -> None:  # noqa: ANN401
 
 
 def _export(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.interop.export import export
+    with fast_imports():
+        from histo_pl.interop.export import export
 
     return export(**options)
 
@@ -241,7 +245,8 @@ def _add_merge(commands: Any) -> None:  # noqa: ANN401
 
 
 def _merge(folder: Path) -> str:
-    from histo_pl.inference.shards import merge
+    with fast_imports():
+        from histo_pl.inference.shards import merge
 
     return merge(folder)
 
@@ -255,8 +260,9 @@ def _add_recalibrate(commands: Any) -> None:  # noqa: ANN401
 
 
 def _recalibrate(data: Sequence[str], **options: Any) -> str:  # noqa: ANN401
-    from histo_pl.cli.data_options import folder_and_options
-    from histo_pl.evaluation.recalibrate import recalibrate
+    with fast_imports():
+        from histo_pl.cli.data_options import folder_and_options
+        from histo_pl.evaluation.recalibrate import recalibrate
 
     root, data_options = folder_and_options(data)
     return recalibrate(**options, root=root, **data_options)
@@ -272,8 +278,9 @@ def _add_robustness(commands: Any) -> None:  # noqa: ANN401
 
 
 def _robustness(data: Sequence[str], **options: Any) -> str:  # noqa: ANN401
-    from histo_pl.cli.data_options import folder_and_options
-    from histo_pl.evaluation.robustness import robustness
+    with fast_imports():
+        from histo_pl.cli.data_options import folder_and_options
+        from histo_pl.evaluation.robustness import robustness
 
     root, data_options = folder_and_options(data)
     return robustness(root=root, **options, **data_options)
@@ -298,7 +305,8 @@ def _add_serve(commands: Any) -> None:  # noqa: ANN401
 
 
 def _serve(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.serving.run import serve
+    with fast_imports():
+        from histo_pl.serving.run import serve
 
     limits = Limits(**{name: options.pop(name) for name in LIMITS})
     return serve(**options, limits=limits)
@@ -310,7 +318,8 @@ def _add_summarize(commands: Any) -> None:  # noqa: ANN401
 
 
 def _summarize(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.evaluation.summarize import summarize
+    with fast_imports():
+        from histo_pl.evaluation.summarize import summarize
 
     return summarize(**options)
 
@@ -325,7 +334,8 @@ def _add_sweep(commands: Any) -> None:  # noqa: ANN401
 
 
 def _sweep(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.cli.sweep import sweep
+    with fast_imports():
+        from histo_pl.cli.sweep import sweep
 
     return sweep(**options)
 
@@ -353,7 +363,8 @@ def _add_convert(commands: Any) -> None:  # noqa: ANN401
 
 
 def _convert(**options: Any) -> str:  # noqa: ANN401
-    from histo_pl.interop.convert import convert
+    with fast_imports():
+        from histo_pl.interop.convert import convert
 
     return convert(**options)
 

@@ -27,6 +27,7 @@ from torchvision.transforms import v2
 from histo_pl import Predictor, load_model
 from histo_pl.benchmark.run import describe_machine
 from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
+from histo_pl.cli.command_line import prepare_process
 from histo_pl.hardware import keep_freed_memory, usable_cores
 from histo_pl.images import find_files, read_tile
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="tiles to answer (default: 2000)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     options = parser.parse_args()
+    prepare_process()  # workers inherit what the programs have
     print(describe_machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

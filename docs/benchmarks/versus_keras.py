@@ -17,6 +17,7 @@ from typing import Any
 from histo_pl.benchmark.limits import least_step
 from histo_pl.benchmark.run import describe_machine, figure, prepare, start_worker
 from histo_pl.benchmark.workers import BenchmarkWorker, alternate, table
+from histo_pl.cli.command_line import prepare_process
 from histo_pl.hardware import multiplies_bfloat16
 
 PEER = Path(__file__).with_name("keras_peer.py")
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("keras", "step", "input", "epoch"), help="one of the contests")
     options = parser.parse_args()
+    prepare_process()  # workers inherit what the programs have
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(folder, options.image_size, options.batch_size, options.tiles)
         measure(setting, options.keras, options.rounds, options.only)

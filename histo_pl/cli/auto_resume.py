@@ -16,7 +16,7 @@ from histo_pl.errors import UserError
 from histo_pl.models.checkpoint import RUN_FOLDERS
 from histo_pl.models.contents import is_finished, read_contents
 from histo_pl.storage import is_first_process, try_lock
-from histo_pl.training.run_folder import BEST, CONFIG, LAST, RESULTS_FILE, read_results
+from histo_pl.training.run_files import BEST, CONFIG, LAST, RESULTS_FILE, read_results
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from histo_pl.cli.command_line import CONF, quote
 from histo_pl.cli.program import job_arguments
 from histo_pl.errors import UserError
 from histo_pl.signals import environment_of_child, set_stop_message
-from histo_pl.training.run_folder import read_results
+from histo_pl.training.run_files import read_results
 
 SINGLE = (1, "1", "auto")  # trainer.devices of one process, where the strategy is auto
 LAST_LINES = 20  # of what a failed process said

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from histo_pl.cli.command_line import quote
 from histo_pl.errors import UserError
-from histo_pl.training.run_folder import BEST, CONFIG, LAST
+from histo_pl.training.run_files import BEST, CONFIG, LAST
 
 MULTIRUN = ("-m", "--multirun")
 SWEEP = "multirun.yaml"  # Hydra's, in a sweep's folder

@@ -23,7 +23,7 @@ from histo_pl.errors import UserError
 from histo_pl.evaluation.plots import save
 from histo_pl.storage import atomic_write_text, try_lock
 from histo_pl.training.run import run_training
-from histo_pl.training.run_folder import read_results
+from histo_pl.training.run_files import read_results
 
 OBJECTIVE = "val/auroc"  # of the validation tiles: the test has no part in a choice
 JOURNAL, TABLE, LINE = "journal.log", "trials.csv", "arguments.json"

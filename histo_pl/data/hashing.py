@@ -1,7 +1,7 @@
 """Hashes that are the same on every machine: of a file's content, a text, a case, and seeds made from them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -48,16 +48,20 @@ class CaseHashes:
             salt: Any text that no other data set has.
         """
         salt = stable_hash(salt)[:32]
-        return cls(salt, {_case_hash(case, salt): split for case, split in sorted(split_of.items())})
+        cases = sorted(split_of)
+        return cls(salt, {one: split_of[case] for case, one in zip(cases, _case_hashes(cases, salt), strict=True)})
 
     def find(self, cases: Iterable[str]) -> dict[str, str]:
         """Return the split of those cases that are among these."""
-        with ThreadPoolExecutor() as pool:
-            names = sorted(cases)
-            hashes = pool.map(lambda case: _case_hash(case, self.salt), names)
-            return {name: self.splits[one] for name, one in zip(names, hashes, strict=True) if one in self.splits}
+        names = sorted(cases)
+        hashes = _case_hashes(names, self.salt)
+        return {name: self.splits[one] for name, one in zip(names, hashes, strict=True) if one in self.splits}
 
 
-def _case_hash(case: str, salt: str) -> str:
-    content = case.encode("utf-8", "surrogateescape")
-    return hashlib.scrypt(content, salt=bytes.fromhex(salt), n=2**12, r=8, p=1, dklen=CONTENT_BYTES).hex()
+def _case_hashes(cases: Sequence[str], salt: str) -> list[str]:
+    def hashed(case: str) -> str:
+        content = case.encode("utf-8", "surrogateescape")
+        return hashlib.scrypt(content, salt=bytes.fromhex(salt), n=2**12, r=8, p=1, dklen=CONTENT_BYTES).hex()
+
+    with ThreadPoolExecutor() as pool:  # scrypt lets other threads run
+        return list(pool.map(hashed, cases))

@@ -23,29 +23,54 @@ def describe_texture(images: Tensor) -> Tensor:
     Returns:
         float32 of shape (B, 8 + 6 * bands), at most 32 numbers: logarithms, and correlations by Fisher's transform.
     """
-    pixels = images.float()
-    pixels = F.avg_pool2d(pixels, -(-int(pixels.shape[-1]) // MOST_PIXELS))
-    saturation = (pixels.amax(1) - pixels.amin(1)).flatten(1) / 255
+    pixels = _shrink(images.float(), -(-int(images.shape[-1]) // MOST_PIXELS))
+    saturation = (pixels.amax(1) - pixels.amin(1)).flatten(1)
     density = -torch.log10((pixels + 1) / 256)
+    mean = density.mean((2, 3), keepdim=True)
+    density = density - mean
     found = [
-        torch.stack((saturation.mean(1), saturation.std(1)), 1).add(0.01).log(),
-        density.mean((2, 3)).add(0.02).log(),
+        torch.stack((saturation.mean(1), _deviation(saturation)), 1).div(255).add(0.01).log(),
+        mean.flatten(1).add(0.02).log(),
         _correlations(density)[1],
     ]
     bands = 0
     while bands < BANDS and density.shape[-1] >= LEAST_PIXELS:
-        coarse = F.avg_pool2d(density, 2)
-        detail = density - F.interpolate(coarse, size=density.shape[-2:], mode="bilinear", align_corners=False)
-        found += _correlations(detail)
+        coarse = _shrink(density, 2)
+        found += _correlations(density - _resize(coarse, int(density.shape[-1])))
         density, bands = coarse, bands + 1
     return torch.cat(found, 1)
 
 
+def _shrink(images: Tensor, factor: int) -> Tensor:
+    """Average squares of a side of `factor`, and leave out the rows and columns that fill none."""
+    if factor == 1:
+        return images
+    side = int(images.shape[-1]) // factor
+    if factor == 2:  # noqa: PLR2004  (a pixel between four is their mean: a quarter of the time of avg_pool2d)
+        return _resize(images[..., : 2 * side, : 2 * side], side)
+    return F.avg_pool2d(images, factor)
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def _deviation(rows: Tensor) -> Tensor:
+    """Compute the standard deviation of each row of (B, N), a fifth of the time of `Tensor.std`."""
+    centred = rows - rows.mean(1, keepdim=True)
+    return (centred.square().sum(1) / (rows.shape[1] - 1)).sqrt()
+
+
 def _correlations(channels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logarithms of the channels' variances, and their correlations by Fisher's transform, (B, 3) each."""
-    centred = channels - channels.mean((2, 3), keepdim=True)
-    variance = centred.square().mean((2, 3)) + 1e-6
-    products = torch.stack([(centred[:, one] * centred[:, other]).mean((1, 2)) for one, other in PAIRS], 1)
+    """Return the logarithms of the channels' variances, and their correlations by Fisher's transform, (B, 3) each.
+
+    Means must be near 0, as those of bands are: the variance is that of float32 minus the square of the mean.
+    """
+    rows = channels.flatten(2)
+    mean = rows.mean(2, keepdim=True)
+    covariance = rows @ rows.transpose(1, 2) / rows.shape[2] - mean @ mean.transpose(1, 2)
+    variance = covariance.diagonal(dim1=1, dim2=2) + 1e-6
+    products = torch.stack([covariance[:, one, other] for one, other in PAIRS], 1)
     scales = torch.stack([(variance[:, one] * variance[:, other]).sqrt() for one, other in PAIRS], 1)
     correlation = (products / scales).clamp(-GREATEST_CORRELATION, GREATEST_CORRELATION)
     return variance.log(), torch.atanh(correlation)

@@ -39,7 +39,8 @@ from histo_pl.training.initialization import InitialWeights, Model, resolve_init
 from histo_pl.training.linear_probe import LinearProbe
 from histo_pl.training.module import TileClassifier
 from histo_pl.training.outputs import announce_data, log_summary, log_to_loggers, run_summary, write_outputs
-from histo_pl.training.run_folder import BEST, CONFIG, LAST, claim_run_folder, report_interruption
+from histo_pl.training.run_files import BEST, CONFIG, LAST
+from histo_pl.training.run_folder import claim_run_folder, report_interruption
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """A run's folder: claimed by one run alone, and named with the files kept wherever the run stops."""
 
-import json
 import os
 import re
 import shutil
@@ -8,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,18 +14,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from histo_pl.errors import UserError, WriteError
 from histo_pl.signals import CommandLine, set_stop_message
 from histo_pl.storage import atomic_write, refuse_results, try_lock
+from histo_pl.training.run_files import BEST, CONFIG, LAST, RESULTS
 
-CONFIG, BEST, LAST = "config.yaml", "best.ckpt", "last.ckpt"
-RESULTS_FILE = "results.json"
-RESULTS = (RESULTS_FILE, BEST, LAST)  # files that only a run's folder has
 KEPT = (LAST, BEST, "split.csv", CONFIG, "metrics.csv")
 
 WORKER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """Read the results.json of a run that has finished."""
-    return json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -1,13 +1,18 @@
+import gc
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from histo_pl.cli.command_line import one_line_errors, quote, quote_literals
+from histo_pl.cli.command_line import fast_imports, one_line_errors, quote, quote_literals
 from histo_pl.errors import UserError
 from tests.conftest import compose_config
 
+ROOT = Path(__file__).parents[2]
 ODD_NAMES = [
     "odd, name (1) = [x] 'q' é.png",
     "My tiles (v2)",
@@ -33,6 +38,26 @@ ODD_NAMES = [
 def as_hydra_reads(argument: str) -> str:
     override = OverridesParser.create().parse_override(argument)
     return OmegaConf.create({"x": override.value()}).x
+
+
+@pytest.mark.parametrize("program", ["train.py", "predict.py", "evaluate.py", "-m histo_pl"])
+def test_help_waits_for_no_import_of_pytorch(program: str) -> None:
+    command = [sys.executable, "-X", "importtime", *program.split(), "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "histo_pl" in told.stderr and not re.search(r"\| +(torch|lightning)\n", told.stderr)
+
+
+def test_only_the_first_job_of_a_sweep_keeps_its_garbage() -> None:
+    gc.unfreeze()
+    try:
+        with fast_imports():
+            assert not gc.isenabled()
+        kept = gc.get_freeze_count()
+        with fast_imports():
+            assert gc.isenabled()
+        assert gc.isenabled() and gc.get_freeze_count() == kept > 0
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

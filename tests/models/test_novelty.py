@@ -85,6 +85,26 @@ def test_texture_is_finite_and_the_same_for_a_turned_tile(side: int) -> None:
         assert describe_texture(torch.full_like(images, value)).isfinite().all()
 
 
+@pytest.mark.parametrize("side", [50, 97, 255, 512, 600, 770])
+def test_texture_begins_with_what_numpy_finds_in_double_precision(side: int) -> None:
+    images = (draw(2 * 3 * side, side).reshape(2, 3, side, side) * 40 + 128).clamp(0, 255).to(torch.uint8)
+    factor = -(-side // 256)
+    kept = side // factor
+    squares = images.numpy()[..., : kept * factor, : kept * factor].astype(np.float64)
+    pixels = squares.reshape(2, 3, kept, factor, kept, factor).mean((3, 5))
+    saturation = (pixels.max(1) - pixels.min(1)).reshape(2, -1) / 255
+    density = -np.log10((pixels + 1) / 256)
+    correlations = [np.corrcoef(one.reshape(3, -1)) for one in density]
+    expected = np.column_stack(
+        [
+            np.log(0.01 + np.stack((saturation.mean(1), saturation.std(1, ddof=1)), 1)),
+            np.log(0.02 + density.mean((2, 3))),
+            [np.arctanh([found[0, 1], found[0, 2], found[1, 2]]) for found in correlations],
+        ]
+    )
+    np.testing.assert_allclose(describe_texture(images).numpy()[:, :8], expected, atol=2e-4)
+
+
 @pytest.mark.parametrize("recipe", [(), ("experiment=linear_probe",)])
 def test_odd_pictures_are_refused_before_anything_else(
     run_training: Run, recipe: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

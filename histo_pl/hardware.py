@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -55,6 +55,13 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Leave the mixed precision of a training, for what needs more than bfloat16's 8 bits."""
+    if not torch.amp.is_autocast_available(device_type):  # such as meta
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def fast_precision(accelerator: str = "auto") -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from histo_pl.errors import UserError
+from histo_pl.hardware import without_autocast
 
 TORCHVISION = ("vgg16", "resnet18", "resnet50", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_16")
 
@@ -57,7 +58,8 @@ class EncoderWithHead(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Compute logits, of shape (B,), from features, of shape (B, width)."""
-        return self.head(self.standardize(features)).squeeze(1)
+        with without_autocast(features.device.type):  # bfloat16 would make tiles of a probability near 0.9 equal
+            return self.head(self.standardize(features.float())).squeeze(1)
 
 
 def torchvision_backbone(name: str, image_size: int | None = None) -> EncoderWithHead:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from histo_pl.errors import UserError
-from histo_pl.hardware import multiplies_bfloat16
+from histo_pl.hardware import multiplies_bfloat16, without_autocast
 
 CHANNELS = (32, 64, 128)
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
@@ -71,7 +71,9 @@ class KerasCNN(nn.Module):
         Returns:
             Logits of shape (B,); positive means malignant.
         """
-        return self.dense_1(self.activation(self._pre_activation(images))).squeeze(1)
+        hidden = self.activation(self._pre_activation(images))
+        with without_autocast(images.device.type):  # near 1 bfloat16 would round the tiles' differences away
+            return self.dense_1(hidden.float()).squeeze(1)
 
     def frozen_units(self, images: Tensor, least_slope: float = 1e-6) -> float:
         """Measure how much of the dense layer has stopped learning.
@@ -105,7 +107,7 @@ class KerasCNN(nn.Module):
         `conv2d` takes no bfloat16 in it.
         """
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast("cpu"):
             maps = images.to_mkldnn(dtype)
             for layer in self.features:
                 maps = _convolve(maps, layer, dtype) if isinstance(layer, nn.Conv2d) else layer(maps)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from histo_pl.hardware import without_autocast
+
 # The reference of Macenko et al. 2009 (ISBI, pp. 1107-1110), as their published code has it.
 REFERENCE_STAINS = ((0.5626, 0.2159), (0.7201, 0.8012), (0.4062, 0.5581))  # optical density of haematoxylin and eosin
 REFERENCE_MAXIMA = (1.9705, 1.0308)  # 99th percentiles of their concentrations
@@ -38,7 +40,7 @@ class MacenkoNormalizer(nn.Module):
         Returns:
             float32 of the same shape in [0, 255].
         """
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device.type):
             pixels = images.float().flatten(2)  # (B, 3, N)
             density = -torch.log((pixels + 1) / WHITE)
             tissue = (density > LEAST_DENSITY).all(1)  # (B, N)

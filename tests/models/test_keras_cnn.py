@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 from histo_pl.errors import UserError
 from histo_pl.hardware import multiplies_bfloat16
 from histo_pl.models import KerasCNN, build_network, keras_cnn
+from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.probability import to_probability
 
 # What Keras's model.summary() says of the notebook's network: output shape (H, W, C) and parameters.
@@ -80,6 +82,13 @@ def test_probability_is_the_sigmoid_of_the_tempered_logit() -> None:
     assert torch.allclose(to_probability(logits), torch.sigmoid(logits))
     assert torch.allclose(to_probability(logits, 2.0), torch.sigmoid(logits / 2))
     assert to_probability(logits.bfloat16()).dtype == torch.float32
+
+
+def test_logits_have_more_than_the_bits_of_bfloat16() -> None:
+    for network in (KerasCNN(32), EncoderWithHead(nn.Flatten(), 3 * 32 * 32)):
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            logits = network(torch.rand(8, 3, 32, 32))
+        assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -31,6 +31,7 @@ QUALITY = 90  # of the JPEGs
 SMALL = 224  # pixels, of the image whose prediction is timed from the start of Python
 SINGLE, FAST = "freed memory kept", "as experiment=fast_*"  # settings of a step
 SINGLE_PRECISION = "32-true"  # Lightning's name
+IMPORTS = "torch, torchvision, lightning, hydra, torchmetrics"
 PEAKS = {"VmHWM": "of the process", "device": "on the GPU"}
 PREDICTIONS = {"bare loop over tiles in memory": "bare", "folder of files": "folder"}
 
@@ -199,20 +200,28 @@ def _prediction(setting: dict[str, Any], rounds: int) -> str:
 
 
 def _start(folder: Path, rounds: int) -> str:
-    program = REPOSITORY / "predict.py"
-    if not program.exists():
-        return f"Start: not measured, as there is no {program}."
+    if not (REPOSITORY / "predict.py").exists():
+        return f"Start: not measured, as there is no predict.py in {REPOSITORY}."
     save_model(untrained_model(SMALL), folder / "model.ckpt")
     (folder / "tile.jpg").write_bytes(_jpeg(0, SMALL))
-    one = [str(program), f"ckpt={folder}/model.ckpt", f"img={folder}/tile.jpg"]
-    measures = {'python -c "import torch"': _seconds("-c", "import torch"), "predict.py, one image": _seconds(*one)}
-    return table(f"start, KerasCNN at {SMALL} pixels", "seconds", alternate(measures, rounds))
+    predictions = {
+        'python -c "import torch"': _seconds(folder, "-c", "import torch"),
+        "predict.py, one image": _seconds(folder, str(REPOSITORY / "predict.py"), "ckpt=model.ckpt", "img=tile.jpg"),
+    }
+    trainings = {
+        f'python -c "import {IMPORTS}"': _seconds(folder, "-c", f"import {IMPORTS}"),
+        "train.py debug=fast": _seconds(folder, str(REPOSITORY / "train.py"), "debug=fast"),
+    }
+    return "\n\n".join(
+        table(title, "seconds", alternate(measures, rounds))
+        for title, measures in {f"start, KerasCNN at {SMALL} pixels": predictions, "a short run": trainings}.items()
+    )
 
 
-def _seconds(*arguments: str) -> Callable[[], float]:
+def _seconds(folder: Path, *arguments: str) -> Callable[[], float]:
     def run() -> float:
         started = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=folder)
         return time.perf_counter() - started
 
     return run

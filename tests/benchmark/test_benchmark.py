@@ -60,7 +60,16 @@ def test_the_benchmark_measures_everything(capsys: pytest.CaptureFixture[str]) -
 
     main(["benchmark", "--image-size", "32", "--batch-size", "4", "--tiles", "24", "--rounds", "1"])
     report = capsys.readouterr().out
-    for name in ("input", "training step", "training epoch", "prediction", "start", "cache=disk", "folder of files"):
+    for name in (
+        "input",
+        "training step",
+        "training epoch",
+        "prediction",
+        "start",
+        "cache=disk",
+        "folder of files",
+        "debug=fast",
+    ):
         assert name in report
     assert re.search(r"trainer=amp takes (bf16-mixed|32-true)", report)
     assert re.search(r"a step takes [\d.]+ ms at least, which is \d+%[^\n]*Peak memory: [\d.]+ GB", report)
@@ -95,6 +104,21 @@ def test_predictions_are_compared(trained: Path, tmp_path: Path) -> None:
     arguments = (str(tmp_path / "tiles"), str(trained), "--count", "40", "--rounds", "1")
     assert "| Predictor, onnxruntime |" in run_script("prediction.py", *arguments)
     assert re.search(r"\| 16 shards in turn, merged \|.*e-\d+ \|", run_script("engines.py", *arguments))
+
+
+@pytest.mark.slow
+def test_recipes_and_precisions_are_compared(tmp_path: Path) -> None:
+    for number in range(60):
+        folder = tmp_path / ("breast_malignant" if number % 2 else "breast_benign")
+        name = f"SOB_{'MM'[number % 2]}_DC-14-{number // 3}-200-{number:03}.png"
+        draw_image(folder / name, number, (32, 32))
+    said = run_script("recipes.py", str(tmp_path), "--batches", "2", "--steps", "1", "--image-size", "32")
+    assert re.search(r"\| experiment=fast_cpu \| [\d.]+ \|", said)
+    assert re.search(r"fine-tuning, one epoch \| [\d.]+ \| [\d.]+ \| \d+ tiles", said)
+    said = run_script(
+        "precision.py", str(tmp_path), "--image-size", "32", "--draws", "1", "--epochs", "1", "--seeds", "3"
+    )
+    assert re.search(r"draw 0 \| [\d.]+% \| [\d.]+% \|", said) and re.search(r"\| bf16-mixed \| [\d.]+ \|", said)
 
 
 def test_the_scripts_are_where_the_page_says() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from histo_pl.errors import UserError
+from histo_pl.hardware import without_autocast
 from histo_pl.models.backbones import EncoderWithHead
 from histo_pl.models.texture import describe_texture
 
@@ -101,7 +102,8 @@ class Novelty(nn.Module):
 
     def distance(self, features: Tensor) -> Tensor:
         """Compute the distance, of shape (B,), of features of shape (B, width)."""
-        return ((features.float() - self.center) @ self.whitening).square().sum(1).sqrt()
+        with without_autocast(features.device.type):  # as predict.py computes it, whatever the training's precision
+            return ((features.float() - self.center) @ self.whitening).square().sum(1).sqrt()
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute the novelty, (B,), of features (B, width): above 1 a tile is unlike those of the training."""

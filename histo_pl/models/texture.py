@@ -64,13 +64,15 @@ def _deviation(rows: Tensor) -> Tensor:
 def _correlations(channels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithms of the channels' variances, and their correlations by Fisher's transform, (B, 3) each.
 
-    Means must be near 0, as those of bands are: the variance is that of float32 minus the square of the mean.
+    Means must be near 0, as those of bands are: the variance is the mean square minus the square of the mean. There is
+    no matrix product in it, which mixed precision would round.
     """
     rows = channels.flatten(2)
-    mean = rows.mean(2, keepdim=True)
-    covariance = rows @ rows.transpose(1, 2) / rows.shape[2] - mean @ mean.transpose(1, 2)
-    variance = covariance.diagonal(dim1=1, dim2=2) + 1e-6
-    products = torch.stack([covariance[:, one, other] for one, other in PAIRS], 1)
+    mean = rows.mean(2)
+    variance = rows.square().mean(2) - mean.square() + 1e-6
+    products = torch.stack(
+        [(rows[:, one] * rows[:, other]).mean(1) - mean[:, one] * mean[:, other] for one, other in PAIRS], 1
+    )
     scales = torch.stack([(variance[:, one] * variance[:, other]).sqrt() for one, other in PAIRS], 1)
     correlation = (products / scales).clamp(-GREATEST_CORRELATION, GREATEST_CORRELATION)
     return variance.log(), torch.atanh(correlation)

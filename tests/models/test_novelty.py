@@ -58,6 +58,13 @@ def test_a_new_tile_exceeds_the_limit_as_often_as_asked() -> None:
     assert Novelty.fit(draw(9, 2)).with_limit(seen[0, :99], 0.01).is_guaranteed is True
 
 
+def test_the_distance_is_that_of_float32_under_mixed_precision() -> None:
+    novelty, features = Novelty.fit(draw(50, 6)), draw(9, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = novelty.distance(features)
+    assert torch.equal(found, novelty.distance(features))
+
+
 def test_features_without_any_spread_do_not_break_it() -> None:
     features = draw(50, 4).clone()
     features[:, 2] = 7
@@ -103,6 +110,8 @@ def test_texture_begins_with_what_numpy_finds_in_double_precision(side: int) -> 
         ]
     )
     np.testing.assert_allclose(describe_texture(images).numpy()[:, :8], expected, atol=2e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_allclose(describe_texture(images).numpy()[:, :8], expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("recipe", [(), ("experiment=linear_probe",)])

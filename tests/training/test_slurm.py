@@ -56,21 +56,31 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (folder / name).mkdir()
     (folder / "slurm.conf").write_text(CONF.format(folder=folder))
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-    started = subprocess.run(["pgrep", "munged"], capture_output=True, check=False).returncode != 0
+    started = not is_running("munged")
     if started:
         Path("/run/munge").mkdir(exist_ok=True)
         shutil.chown("/run/munge", "munge")
         subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=True)
     subprocess.run(["slurmctld"], check=True)
     subprocess.run(["slurmd", "-N", "localhost"], check=True)
-    wait_until(lambda: "idle" in ask("sinfo", "-h"))
-    yield
-    for name in ("d", "ctld"):
-        os.kill(int((folder / f"{name}.pid").read_text()), 15)
-    if started:
-        subprocess.run(["pkill", "munged"], check=False)
-    del os.environ["SLURM_CONF"]
-    turn.release()
+    asked = ["sinfo", "-h"]  # it fails until the controller answers
+    try:
+        wait_until(lambda: "idle" in subprocess.run(asked, capture_output=True, text=True, check=False).stdout)
+        yield
+    finally:
+        for name in ("d", "ctld"):
+            number = (folder / f"{name}.pid").read_text().strip()
+            os.kill(int(number), 15)
+            wait_until(lambda number=number: not Path("/proc", number).exists())
+        if started:
+            subprocess.run(["pkill", "munged"], check=False)
+            wait_until(lambda: not is_running("munged"))
+        del os.environ["SLURM_CONF"]
+        turn.release()
+
+
+def is_running(name: str) -> bool:
+    return subprocess.run(["pgrep", "-x", name], capture_output=True, check=False).returncode == 0
 
 
 def ask(*command: str) -> str:

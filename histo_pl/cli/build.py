@@ -16,6 +16,7 @@ from hydra.utils import get_class, instantiate
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
@@ -247,4 +248,7 @@ def _cause_of_instantiation() -> Iterator[None]:
     try:
         yield
     except InstantiationException as error:
-        raise error.__cause__ or error from error
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError | TypeError):  # such as an unknown precision, strategy or key
+            raise MisconfigurationException(str(cause)) from cause
+        raise cause from cause.__cause__

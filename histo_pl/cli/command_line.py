@@ -155,7 +155,9 @@ def message_of(error: BaseException) -> str | None:
         One line; None: a fault of the program.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []  # causes can go round in a circle
+    while cause is not None and cause not in seen:
+        seen.append(cause)
         if isinstance(cause, UserError):
             return f"Error: {cause}"
         if isinstance(cause, OSError) and cause.strerror:

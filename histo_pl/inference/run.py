@@ -22,7 +22,6 @@ from histo_pl.models.evidence import method_for
 from histo_pl.models.scale import describe_other_scale
 from histo_pl.signals import CommandLine
 from histo_pl.slides.opening import is_slide
-from histo_pl.tables import describe_some
 
 PREPROCESS = {"opencv": OPENCV_RESIZE}
 SLIDE_BATCH_SIZE = 8  # on a processor: reading bounds the speed, and less memory is flatter (docs/benchmarks.md)
@@ -201,9 +200,9 @@ def _announce(tiled: Sequence[Path], plain: Sequence[Path], model: TrainedModel,
     if large and options.tile is None and model.tile_size:
         width, height = model.tile_size
         print(
-            f"Larger than twice the training tiles, and so cut into tiles of their size, {width}x{height} pixels, or "
-            f"of their field of view where the scale is known: {describe_some([str(file) for file in large], 1)}. "
-            f"tile=false squeezes the whole.",
+            f"Cut into tiles, as they are larger than twice the training's ({width}x{height} pixels, or their field of "
+            f"view where the scale is known): {len(large)} images, such as {large[0]}. The table has a row for each "
+            f"image. tile=false squeezes the whole instead.",
             file=sys.stderr,
         )
     note = describe_other_scale(model, options.scale.mpp) if plain else None

@@ -28,7 +28,7 @@ UNCALIBRATED_TTA = (
 )
 CANNOT_TELL = (
     "This checkpoint cannot tell tiles unlike those of its training: it was made by an earlier version, converted from "
-    "Keras, trained with novelty=false, or its training is not finished."
+    "Keras, trained with novelty=false or where it could not be fitted, or its training is not finished."
 )
 SYNTHETIC = "Its training tiles were drawn by a program: it knows nothing of real tissue."
 UNFINISHED = "not finished: not calibrated, not tested"

@@ -227,7 +227,9 @@ def _announce_resumed_weights(path: str) -> None:
 
 def _read_run(path: Path, needs_optimizer: bool) -> _InterruptedRun:
     if not path.is_file():
-        raise UserError(f"There is no checkpoint to resume from. Expected a last.ckpt. Received: resume={path}")
+        raise UserError(
+            f"There is no checkpoint to resume from. Expected a last.ckpt or a run's folder. Received: resume={path}"
+        )
     contents = read_contents(path, "last.ckpt")
     metadata = read_metadata(contents, path)
     if needs_optimizer and not contents.get("optimizer_states"):

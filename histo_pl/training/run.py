@@ -52,6 +52,7 @@ EXPECTED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)`.*",
     r"The dirpath has changed.*",
     r"Found \d+ module\(s\) in eval mode.*",
+    r"The `srun` command is available.*",
 )
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 

@@ -65,6 +65,19 @@ def test_the_distance_is_that_of_float32_under_mixed_precision() -> None:
     assert torch.equal(found, novelty.distance(features))
 
 
+def test_a_training_in_bfloat16_judges_novelty_as_predict_does(run_training: Run) -> None:
+    results = run_training("trainer.precision=bf16-mixed", "data.tiles_per_case=6")
+    assert results["novelty"]["limit"] > 0
+    with Path(results["run"]["folder"], "predictions.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
+    model = load_checkpoint(results["run"]["checkpoint"])
+    root = Path(results["data"]["root"])
+    answers = Predictor(model).predict([root / row["path"] for row in rows])
+    for row, found in zip(rows, answers, strict=True):
+        assert found.novelty == pytest.approx(float(row["novelty"]), rel=1e-3)
+        assert found.probability == pytest.approx(float(row["probability"]), abs=0.02)
+
+
 def test_features_without_any_spread_do_not_break_it() -> None:
     features = draw(50, 4).clone()
     features[:, 2] = 7

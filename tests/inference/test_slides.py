@@ -202,7 +202,7 @@ def test_a_large_photograph_is_cut_into_tiles_and_says_so(
     checkpoint = with_data(trained, tmp_path / "x.ckpt", tile_size=[48, 32])
     Image.fromarray(draw_slide()).save(tmp_path / "photo.png")
     predict(str(checkpoint), str(tmp_path / "photo.png"), str(tmp_path / "out"))
-    assert "cut into tiles of their size, 48x32 pixels" in capsys.readouterr().err
+    assert "larger than twice the training's (48x32 pixels" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "photo" / "summary.json").read_text())["tile"] == [48, 32]
     predict(str(checkpoint), str(tmp_path / "photo.png"), str(tmp_path / "whole.csv"), tile=False)
     assert len(rows_of(tmp_path / "whole.csv")) == 1

@@ -30,7 +30,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def main() -> None:
-    """Print the largest difference of a loss, and a table of the seeds."""
+    """Print the mean and the largest difference of a loss by draw, and the AUROC by seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tiles", type=Path, metavar="TILES")
     parser.add_argument("--image-size", type=int, default=512)

@@ -10,9 +10,8 @@ from omegaconf import OmegaConf
 
 from histo_pl.cli.command_line import fast_imports, one_line_errors, quote, quote_literals
 from histo_pl.errors import UserError
-from tests.conftest import compose_config
+from tests.conftest import ROOT, compose_config
 
-ROOT = Path(__file__).parents[2]
 ODD_NAMES = [
     "odd, name (1) = [x] 'q' é.png",
     "My tiles (v2)",

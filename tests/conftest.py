@@ -36,6 +36,8 @@ TINY = (
 
 def compose_config(name: str, *overrides: str) -> DictConfig:
     """Compose a configuration of `conf/` as the programs do."""
+    import histo_pl.cli.program  # noqa: F401  (the resolvers that the configuration uses)
+
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(name, overrides=list(overrides))
 

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from histo_pl.errors import UserError, WriteError
 from histo_pl.signals import CommandLine, set_stop_message
 from histo_pl.storage import atomic_write, refuse_results, try_lock
+from histo_pl.training.callbacks import LastCheckpoint
 from histo_pl.training.run_files import BEST, CONFIG, LAST, RESULTS
 
 KEPT = (LAST, BEST, "split.csv", CONFIG, "metrics.csv")
@@ -112,13 +113,21 @@ def _end_progress_bar(trainer: L.Trainer) -> None:
 def _last_words(folder: Path, trainer: L.Trainer, command_line: CommandLine) -> str:
     """Name the epoch reached, the files kept, and the command that goes on."""
     epoch, last = trainer.current_epoch, folder / LAST
-    reached = f"Epoch {epoch + 1} of {trainer.max_epochs} was not finished."
+    reached = f"Epoch {epoch + 1} of {trainer.max_epochs} was not finished.{_age_of_last(trainer)}"
     if trainer.state.fn == TrainerFn.PREDICTING or epoch >= (trainer.max_epochs or 0):
         reached = f"All {epoch} epochs are trained, the test was not finished."
     if not last.is_file():
         return f"{reached} No checkpoint is in {folder}. Start again with: {command_line() or 'the same settings'}"
     go_on = command_line(f"resume={last}") or f"the same settings and resume={last}"
     return f"{reached} Kept in {folder}: {', '.join(_kept(folder))}. Go on with: {go_on}"
+
+
+def _age_of_last(trainer: L.Trainer) -> str:
+    """Name the epoch of last.ckpt, where it is not the one before."""
+    callbacks = [one for one in trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)]
+    if not callbacks or callbacks[0].epochs == trainer.current_epoch:
+        return ""
+    return f" {LAST} is of epoch {callbacks[0].epochs}, as it takes long to write."
 
 
 def _kept(folder: Path) -> list[str]:

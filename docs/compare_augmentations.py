@@ -94,7 +94,7 @@ def sharpness(image: Tensor) -> float:
 
 
 def measure_softness(name: str, tiles: list[Tensor]) -> str:
-    """How much of the tiles' fine detail is left."""
+    """Measure the share of the tiles' fine detail that is left."""
     torch.manual_seed(0)
     transform = load(name, tiles[0].shape[-1])
     left = [sharpness(transform(tile)) / sharpness(tile) for tile in tiles]

@@ -1,4 +1,4 @@
-"""How often do the 95% intervals hold the true value? Simulated cases with tiles that resemble each other.
+"""Measure how often the 95% intervals hold the true value, on simulated cases with tiles that resemble each other.
 
 python docs/coverage.py                    # 2,000 simulations of each design, seed 0; about 20 minutes on 2 cores
 python docs/coverage.py --simulations 100  # a first look

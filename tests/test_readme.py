@@ -86,7 +86,7 @@ def test_train_commands(
 
 
 def test_resume_command() -> None:
-    """What resuming does is tested in test_training; here, that the README spells it rightly."""
+    """The README spells `resume=` rightly; its effect is tested in tests/training."""
     for command in (c for c in COMMANDS if "resume=" in c):
         arguments = [argument for argument in arguments_of(command) if argument != "-m"]
         resume = compose_config("train", *arguments).resume

@@ -42,7 +42,7 @@ SMALL = 224  # pixels
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured.
+    """The extent of the measurements.
 
     Attributes:
         steps: Image sizes and batches whose training step is timed, each with its number of steps a round.

@@ -1,4 +1,4 @@
-"""How long does a start take with very many tiles, how much memory, and how often is each file read?
+"""Measure a start with very many tiles: seconds, memory, and how often each file is read.
 
 python docs/benchmarks/scale.py --tiles 300000   # needs 100 KB a tile on the disk; about half an hour on 2 cores
 python docs/benchmarks/scale.py --tiles 3000     # a first look

@@ -1,4 +1,4 @@
-"""How many requests does the server answer, how long do they wait, and does its memory stay flat?
+"""Measure the requests a second that the server answers, how long they wait, and its memory over thousands of them.
 
 python docs/benchmarks/serving.py TILES RUN                        # a quarter of an hour on 2 cores
 python docs/benchmarks/serving.py TILES RUN --requests 200 --many 0

@@ -2,10 +2,12 @@
 
 python -m venv keras && keras/bin/pip install tensorflow scipy pillow
 python docs/benchmarks/versus_keras.py --keras keras/bin/python
+python docs/benchmarks/versus_keras.py --keras keras/bin/python --instructions AVX2     # as on an older processor
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +31,9 @@ OURS, FAST = "here, float32", "here, fast_cpu"
 KERAS_STEP, STEP = "training step in Keras", "training step"
 INPUT, EPOCH = "input with the notebook's augmentation", "training epoch, input included"
 
+# The names by which oneDNN, PyTorch and MKL are told to leave newer instructions out.
+OLDER = {"AVX2": ("AVX2", "avx2", "AVX2"), "AVX-512": ("AVX512_CORE", "avx512", "AVX512")}
+
 Setting = dict[str, str | int]
 Figures = dict[str, list[float]]
 
@@ -42,14 +47,25 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=500, help="of which four fifths train")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("keras", "step", "input", "epoch"), help="one of the contests")
+    parser.add_argument("--instructions", choices=tuple(OLDER), help="the newest to use, of those of the processor")
     options = parser.parse_args()
+    if options.instructions:
+        leave_newer_instructions(options.instructions)
     prepare_process()  # workers inherit what the programs have
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(folder, options.image_size, options.batch_size, options.tiles)
-        measure(setting, options.keras, options.rounds, options.only)
+        bfloat16 = multiplies_bfloat16() and not options.instructions
+        measure(setting, options.keras, options.rounds, options.only, bfloat16=bfloat16)
 
 
-def measure(setting: Setting, keras: str, rounds: int, only: str | None) -> None:
+def leave_newer_instructions(newest: str) -> None:
+    """Hold oneDNN, PyTorch and MKL, in this process's workers, to what an older processor has."""
+    names = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+    os.environ.update(zip(names, OLDER[newest], strict=True))
+    print(f"Held to the instructions of {newest}.")
+
+
+def measure(setting: Setting, keras: str, rounds: int, only: str | None, *, bfloat16: bool) -> None:
     """Hold the contests, each between processes of its own: all together they would not fit the memory."""
 
     def peer(*, onednn: bool = True, policy: str = "float32") -> BenchmarkWorker:
@@ -57,14 +73,15 @@ def measure(setting: Setting, keras: str, rounds: int, only: str | None) -> None
         return BenchmarkWorker([keras, str(PEER), json.dumps(own)])
 
     kerases = {KERAS: peer, PLAIN: partial(peer, onednn=False)}
-    kerases |= {MIXED: partial(peer, policy="mixed_bfloat16")} if multiplies_bfloat16() else {}
+    kerases |= {MIXED: partial(peer, policy="mixed_bfloat16")} if bfloat16 else {}
+    fast = partial(start_worker, setting if bfloat16 else setting | {"precision": "32-true"})
     steps = {
         KERAS: peer,
         OURS: partial(start_worker, setting, precision="32-true"),
-        FAST: partial(start_worker, setting),
+        FAST: fast,
     }
     caches = {f"here, cache={one}": partial(start_worker, setting, cache=one) for one in ("none", "ram", "disk")}
-    epochs = {KERAS: peer, FAST: partial(start_worker, setting, cache="disk")}
+    epochs = {KERAS: peer, FAST: partial(fast, cache="disk")}
     contests = {
         "keras": lambda: contest(KERAS_STEP, rounds, kerases, "step", steps=2),
         "step": lambda: contest(STEP, rounds, steps, "step", steps=2),

@@ -102,7 +102,8 @@ def test_predictions_are_compared(trained: Path, tmp_path: Path) -> None:
     for number in range(20):
         draw_image(tmp_path / "tiles" / f"{number}.png", number, (32, 32))
     arguments = (str(tmp_path / "tiles"), str(trained), "--count", "40", "--rounds", "1")
-    assert "| Predictor, onnxruntime |" in run_script("prediction.py", *arguments)
+    said = run_script("prediction.py", *arguments)
+    assert "| Predictor, onnxruntime |" in said and "probabilities of 20 tiles differ by" in said
     assert re.search(r"\| 16 shards in turn, merged \|.*e-\d+ \|", run_script("engines.py", *arguments))
 
 
@@ -118,7 +119,15 @@ def test_recipes_and_precisions_are_compared(tmp_path: Path) -> None:
     said = run_script(
         "precision.py", str(tmp_path), "--image-size", "32", "--draws", "1", "--epochs", "1", "--seeds", "3"
     )
-    assert re.search(r"draw 0 \| [\d.]+% \| [\d.]+% \|", said) and re.search(r"\| bf16-mixed \| [\d.]+ \|", said)
+    assert re.search(r"draw 0 \| [\d.]+%, [\d.]+% \| [\d.]+%, [\d.]+% \|", said)
+    assert re.search(r"\| bf16-mixed \| [\d.]+ \|", said)
+
+
+@pytest.mark.slow
+def test_a_step_is_taken_apart() -> None:
+    said = run_script("step_parts.py", "--image-size", "64", "--batch-size", "2")
+    for part in ("second and third convolution", "the dense layer's products", "pooling and ReLU", "Adam"):
+        assert re.search(rf"\| {part} \| [1-9]\d* \|", said)
 
 
 def test_the_scripts_are_where_the_page_says() -> None:

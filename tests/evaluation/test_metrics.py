@@ -42,7 +42,7 @@ def draw(seed: int) -> tuple[NDArray[np.bool_], NDArray[np.float64], float]:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_agrees_with_scikit_learn(seed: int) -> None:
-    """What scikit-learn warns of, or answers with 0 by convention, is undefined here."""
+    """The metrics are those of scikit-learn, but for undefined ones, which it warns of or sets to 0 by convention."""
     label, probability, threshold = draw(seed)
     called = probability > threshold
     found = measure(probability, label, threshold)

@@ -30,7 +30,7 @@ def build(file: Path, *given: Any) -> KerasCNN:
 
 
 def pre_activation(network: KerasCNN, images: np.ndarray) -> torch.Tensor:
-    """What dense-256 gives before its activation, for Keras's images (B, H, W, 3)."""
+    """Compute the outputs of dense-256 before its activation, for Keras's images (B, H, W, 3)."""
     with torch.no_grad():
         return network.dense(network.features(torch.from_numpy(images).permute(0, 3, 1, 2)).flatten(1))
 

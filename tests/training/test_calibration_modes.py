@@ -1,4 +1,4 @@
-"""What is chosen on the validation tiles holds in every mode: weighted losses, and the mean of eight views."""
+"""Choices made on the validation tiles hold in every mode: weighted losses, and the mean of eight views."""
 
 import csv
 from collections.abc import Callable

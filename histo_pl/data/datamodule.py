@@ -274,7 +274,9 @@ class HistologyDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation tiles in a fixed order, never augmented."""
-        return self.plain_dataloader(self.tiles_of("val"))
+        loader = self.plain_dataloader(self.tiles_of("val"))
+        iter(loader)  # forks now: later its processes would keep a copy of all memory that the training writes to
+        return loader
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return the test tiles in a fixed order, never augmented."""
@@ -353,11 +355,9 @@ class HistologyDataModule(L.LightningDataModule):
         )
 
     def _check_classes_in_splits(self) -> None:
-        published = self.found.is_published and not self.has_test
-        if published and not self.test_all and self.split_file is None:
-            needed: tuple[Split, ...] = ("train", "val")
-        else:
-            needed = ("test",) if self.test_all else SPLITS
+        needed: tuple[Split, ...] = ("test",) if self.test_all else SPLITS
+        if self.found.is_published and self.split_file is None and not (self.has_test or self.test_all):
+            needed = ("train", "val")
         for split in needed:
             classes = {tile.class_name for tile in self.tiles if self.split_of[tile.path] == split}
             if len(classes) < CLASSES:
@@ -389,9 +389,8 @@ class HistologyDataModule(L.LightningDataModule):
         return fingerprint({path: self.hashes[path] for path, one in self.split_of.items() if one == split})
 
     def _count_mixed_cases(self) -> int | None:
-        if not self.has_cases:
-            return None
-        return len({(tile.case, tile.class_name) for tile in self.tiles}) - len({tile.case for tile in self.tiles})
+        cases = {tile.case for tile in self.tiles}
+        return len({(tile.case, tile.class_name) for tile in self.tiles}) - len(cases) if self.has_cases else None
 
     def _counts(self, split: Split) -> dict[str, int | None]:
         tiles = [tile for tile in self.tiles if self.split_of[tile.path] == split]

@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_only_training_tiles_are_augmented(make_folder: MakeFolder) -> None:
     assert next(iter(data.train_dataloader()))["image"].max() == 0
     assert next(iter(data.val_dataloader()))["image"].max() > 0
     assert next(iter(data.test_dataloader()))["image"].max() > 0
+
+
+def test_processes_that_read_validation_tiles_are_forked_before_the_training(make_folder: MakeFolder) -> None:
+    data = open_folder(make_folder({"benign": 20, "malignant": 20}), num_workers=1, batch_size=2)
+    others = set(active_children())
+    loader = data.val_dataloader()
+    assert len(set(active_children()) - others) == 1
+    expected = [tile.path for tile in data.tiles_of("val")]
+    for _ in range(2):
+        assert [path for batch in loader for path in batch["path"]] == expected
 
 
 def test_a_split_file_is_taken_back(make_folder: MakeFolder, tmp_path: Path) -> None:

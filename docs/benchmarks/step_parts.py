@@ -9,14 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 
-from torch.profiler import ProfilerActivity, profile
-
-from histo_pl.benchmark.limits import limits, seconds_of
-from histo_pl.benchmark.run import describe_machine
-from histo_pl.benchmark.tasks import Tasks
 from histo_pl.cli.command_line import prepare_process
-from histo_pl.hardware import fast_precision
-from histo_pl.models.keras_cnn import KerasCNN
 
 WARMING, STEPS = 4, 5
 CONVOLUTION, FIRST, DENSE, POOLING, ADAM, REST = (
@@ -44,23 +37,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default=fast_precision("cpu"))
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), help="default: what is fast here")
     options = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    prepare_process()
+    prepare_process()  # before PyTorch is imported
+    from histo_pl.benchmark.run import describe_machine
+
     print(describe_machine())
     print(f"\n{describe(options.precision, options.image_size, options.batch_size)}")
 
 
-def describe(precision: str, size: int, batch: int) -> str:
+def describe(precision: str | None, size: int, batch: int) -> str:
     """Lay out the parts of a step, and what the processor does at most."""
+    from histo_pl.benchmark.limits import limits, seconds_of
+    from histo_pl.benchmark.tasks import Tasks
+    from histo_pl.models.keras_cnn import KerasCNN
+
     tasks = Tasks("", "", size, batch, precision=precision)
     found = parts_of(lambda: tasks.step(1))
-    lines = [f"| {precision}: a step of {sum(found.values()):.0f} ms | ms |", "|---|---|"]
-    lines += [f"| {name} | {milliseconds:.0f} |" for name, milliseconds in found.items()]
+    lines = [f"| {tasks.precision}: a step of {sum(found.values()):.0f} ms | ms |", "|---|---|"]
+    lines += [f"| {name} | {milliseconds:.1f} |" for name, milliseconds in found.items()]
     weight = KerasCNN(size).dense.weight.detach()
     read = 1000 * min(seconds_of(weight.sum) for _ in range(STEPS))
-    most = limits("cpu", mixed=precision != "32-true")
+    most = limits("cpu", mixed=tasks.precision != "32-true")
     return "\n".join(lines) + (
         f"\n\nProducts run at {most['flops'] / 1e9:.0f} billion operations a second, a copy moves "
         f"{most['bandwidth'] / 1e9:.0f} GB a second, and adding up the dense layer's weights, "
@@ -70,6 +69,8 @@ def describe(precision: str, size: int, batch: int) -> str:
 
 def parts_of(step: Callable[[], object]) -> dict[str, float]:
     """Profile a step, and return the milliseconds of each part, the longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
     for _ in range(WARMING):
         step()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:

@@ -65,13 +65,13 @@ class LastCheckpoint(ModelCheckpoint):
         **options: As for `ModelCheckpoint`.
 
     Attributes:
-        epochs: Number of epochs that the file has.
+        epochs: Number of epochs that the file has; None before the training.
 
     Raises:
         UserError: The share is out of range.
     """
 
-    epochs = 0
+    epochs: int | None = None
 
     def __init__(self, share: float = 0.1, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)

@@ -172,8 +172,7 @@ def _resumed_weights(path: str, model: Model, data: HistologyDataModule, needs_o
             f"The run to go on with did not start from given weights. Expected no model.weights. "
             f"Received: model.weights={model.weights} resume={path}"
         )
-    if model.weights is not None:
-        _announce_resumed_weights(path)
+    _announce_resume(path, model.weights)
     if origin is None:
         return InitialWeights(run.state, epochs=run.epochs)
     cases = run.metadata["training_cases"]
@@ -221,8 +220,8 @@ def _another_split(path: Path, data: HistologyDataModule) -> UserError:
 
 
 @rank_zero_only
-def _announce_resumed_weights(path: str) -> None:
-    log.info("Going on with the weights in %s: model.weights is not read again.", path)
+def _announce_resume(path: str, weights: str | None) -> None:
+    log.info("Going on with %s%s.", path, "" if weights is None else ": model.weights is not read again")
 
 
 def _read_run(path: Path, needs_optimizer: bool) -> _InterruptedRun:

@@ -124,10 +124,10 @@ def _last_words(folder: Path, trainer: L.Trainer, command_line: CommandLine) -> 
 
 def _age_of_last(trainer: L.Trainer) -> str:
     """Name the epoch of last.ckpt, where it is not the one before."""
-    callbacks = [one for one in trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)]
-    if not callbacks or callbacks[0].epochs == trainer.current_epoch:
+    written = [one.epochs for one in trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)]
+    if not written or written[0] is None or written[0] >= trainer.current_epoch:
         return ""
-    return f" {LAST} is of epoch {callbacks[0].epochs}, as it takes long to write."
+    return f" {LAST} is of epoch {written[0]}, as it takes long to write."
 
 
 def _kept(folder: Path) -> list[str]:

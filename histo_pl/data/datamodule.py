@@ -26,7 +26,7 @@ from histo_pl.data.splits import check_no_overlap, check_published, fingerprint,
 from histo_pl.data.tile import SPLITS, Split, Tile
 from histo_pl.data.transforms.keras_affine import KerasRandomAffine, warp
 from histo_pl.errors import UserError
-from histo_pl.hardware import usable_cores
+from histo_pl.hardware import release_freed_memory, usable_cores
 from histo_pl.images import RESIZE
 from histo_pl.signals import die_with_parent
 
@@ -266,11 +266,10 @@ class HistologyDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled, augmented training tiles."""
         tiles = self.tiles_of("train")
-        dataset = TileDataset(tiles, self.positive_class, self._reader, self.augment, self.seed)
         weights = class_weights(tiles) if self.balanced else None
         current_epoch = self._current_epoch if self.trainer else None
         sampler = ShuffledSampler(len(tiles), self.seed, *self._rank_and_world_size(), weights, current_epoch)
-        return self._loader(dataset, sampler)
+        return self._loader(TileDataset(tiles, self.positive_class, self._reader, self.augment, self.seed), sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the validation tiles in a fixed order, never augmented."""
@@ -300,6 +299,7 @@ class HistologyDataModule(L.LightningDataModule):
         return self._loader(TileDataset(tiles, self.positive_class, self._reader), sampler)
 
     def _loader(self, dataset: TileDataset, sampler: Sampler[int]) -> DataLoader[Sample]:
+        release_freed_memory()  # of which processes that are forked would keep what their parent changes
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from histo_pl.data import HistologyDataModule
 from histo_pl.data.tile import Split, Tile
-from histo_pl.hardware import release_freed_memory
 from histo_pl.models.novelty import SAMPLE, Novelty, answer, features_of
 from histo_pl.models.views import mean_over_views
 from histo_pl.training.features import Features
@@ -167,7 +166,6 @@ def _ask(
 ) -> list[dict[str, Tensor]]:
     """Answer a question, from (B, 3, S, S) to (B, k), about the tiles of loaders: rows of shape (k,) by path."""
     classifier.question = question
-    release_freed_memory()  # the training's: processes that read tiles are forked, and keep what their parent changes
     answers: Any = trainer.predict(classifier, list(loaders), ckpt_path=checkpoint, weights_only=True)
     of_loaders = answers if len(loaders) > 1 else [answers]  # Lightning's, of one loader
     return [

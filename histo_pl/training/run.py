@@ -24,7 +24,7 @@ from histo_pl.evaluation.calibration import Calibration
 from histo_pl.evaluation.cases import CaseRule
 from histo_pl.evaluation.explained import explain_predictions
 from histo_pl.evaluation.results import without_nan
-from histo_pl.hardware import keep_freed_memory, release_freed_memory, set_float32_precision
+from histo_pl.hardware import keep_freed_memory, set_float32_precision
 from histo_pl.images import RESIZE
 from histo_pl.models.checkpoint import save_checkpoint, update_metadata
 from histo_pl.models.evidence import method_for
@@ -317,7 +317,6 @@ def _open_folder(
 
 def _train_epochs(run: _Run, resume: str | None) -> None:
     """Train, with Lightning's loop."""
-    release_freed_memory()  # of a run before: processes that read tiles are forked, and keep what their parent changes
     with lightning_errors():
         run.trainer.fit(run.classifier, run.data, ckpt_path=resume, weights_only=True)
     if not run.history.epochs:
